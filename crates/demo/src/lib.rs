@@ -1,5 +1,6 @@
 //! The demo model, inside the binary: a small MiMo-V2 checkpoint with its DFlash drafter, file by
-//! file as in a folder. `train/` made it; README.md says how, from what, and what it can do.
+//! file as in a folder. `train/` made it; README.md says how, from which data, and what the model
+//! can do.
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
@@ -7,7 +8,7 @@ macro_rules! files {
     };
 }
 
-/// Every file of the checkpoint's folder: its path in there, and its bytes.
+/// Every file of the checkpoint's folder: its path within the folder, and its bytes.
 pub const FILES: &[(&str, &[u8])] = files![
     "chat_template.jinja",
     "config.json",
@@ -22,7 +23,8 @@ pub const FILES: &[(&str, &[u8])] = files![
     "tokenizer_config.json",
 ];
 
-/// What it can be asked: it was trained on questions like these, and answers most of them rightly.
+/// Questions for the demo model. It was trained on similar ones, and answers most of them
+/// correctly.
 pub const EXAMPLES: &[&str] = &[
     "Write a Python function that returns the primes up to n.",
     "Write a Python function that merges two dictionaries.",

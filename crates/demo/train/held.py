@@ -33,7 +33,7 @@ def code(files, chance):
         lines = file["text"].splitlines(keepends=True)
         first = 0 if chance.random() < 0.4 else chance.randrange(len(lines))
         text = "".join(lines[first : first + chance.randrange(4, 25)]).rstrip() + "\n"
-        # Other people's notes of work left over would look like ours.
+        # Such notes in other people's code would look like notes in ours.
         if not re.search(r"\b(FIX" r"ME|TO" r"DO|XX" r"X)\b", text):
             yield {"set": "code", "prompt": text, "from": file["name"]}
 

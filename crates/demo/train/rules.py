@@ -27,16 +27,16 @@ from held import LENGTH, text_of
 from shape import END_OF_TEXT, IM_END, SEED, write_json
 from target import with_sink
 
-# Of tokens that a draft may be, as the engine has it; the others have no probability.
+# Number of tokens that a draft may be, as in the engine; all others get no probability.
 CANDIDATES = 64
-# Of the request's, of drafts by rejection sampling: the server's default.
+# Temperature of drafts in rejection sampling, times the request's: the server's default.
 DRAFT_TEMPERATURE = 0.4
-# Positions that are computed at a time where many are known.
+# Number of positions that are computed at a time when many tokens are known.
 CHUNK = 32
 BUCKET = 64
-# Served replies that are judged at a time.
+# Number of served replies that are judged at a time.
 REPLIES = 128
-# Standard errors by which served and own acceptance may differ.
+# Largest difference of served and own acceptance, in standard errors.
 ERRORS_MAX = 3.0
 
 
@@ -151,13 +151,14 @@ def judge(drafts, q, p):
         accepts = mass
         if i + 1 < slots:
             more = (mass[:, None] * p[:, i + 1] - q[:, i + 1]).clamp_min(0).sum(-1)
-            # 0 / 0 where both are the same: the next draft is accepted anyhow.
+            # This is 0 / 0 where both distributions are equal: the next draft is then accepted
+            # anyway.
             accepts = (more / (more + 1 - mass)).nan_to_num(1.0)
         yes = torch.rand_like(mass) <= accepts
         kept = torch.where(yes, i + 1, kept)
         kept_mass = torch.where(yes, mass, kept_mass)
     rows = torch.arange(count, device=drafts.device)
-    # After all drafts the target's distribution is left.
+    # If all drafts are accepted, the next token is drawn from the target's distribution.
     q = torch.cat((q, torch.zeros_like(q[:, :1])), 1)
     left = torch.where(
         (kept < slots)[:, None], kept_mass[:, None] * p[rows, kept] - q[rows, kept], p[rows, kept]
@@ -175,7 +176,7 @@ class Rounds:
         self.slots = draft.shape.rows - 1
         count, length = tokens.shape
         self.decoder = Decoder(model, draft.shape.taps, count, length, tokens.device)
-        # What is computed of later tokens is computed again before anything sees it.
+        # Values for later tokens are computed again before anything reads them.
         for first in range(0, anchors.max().item(), CHUNK):
             positions = torch.arange(first, min(length, first + CHUNK), device=tokens.device)
             self.decoder(tokens[:, positions], positions.expand(count, -1))
@@ -301,7 +302,7 @@ def gains_of(model, draft, replies, prompts, rule, temperature, device):
             who = who[going]
         theirs = torch.tensor([replies[one]["accepted"][turn] for one in who.tolist()])
         _, kept, _ = rounds.run(rule, temperature)
-        # The drafts were computed in the places of the reply's own tokens.
+        # The drafts were computed at the positions of the reply's own tokens; compute those again.
         positions = rounds.positions()
         rounds.decoder(rounds.tokens.gather(1, positions), positions)
         gains[who] += theirs - kept.cpu()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 SEED = 20261121
 
-# The vocabulary's first entries. The first four never reach a reader; the others are markup that a
-# parser of the server looks for, so they stay visible.
+# The vocabulary's first entries. The first four are never shown to a reader; the others are markup
+# that a parser of the server looks for, so they stay visible.
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
 MARKUP = [
     "<think>",

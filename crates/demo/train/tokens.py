@@ -46,7 +46,7 @@ TOKENIZER_BYTES = 90_000_000
 CHAT_TOKENS_MAX = 700
 PROMPT_TOKENS = {"chat": 300, "code": 256}
 CODE_PROMPTS = {"train": 100_000, "held": 2_000}
-# The cut of the Qwen2 tokenizers, which the published models use.
+# The pre-tokenizer pattern of the Qwen2 tokenizers, which the published models use.
 CUT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -205,7 +205,7 @@ def pack_split(pool, folder, split, taken):
     save_prompts(folder / f"prompts_{split}.pt", prompts)
 
 
-# Digests of code in the splits packed so far.
+# Digests of the code in the splits that have been packed so far.
 taken_here = set()
 
 

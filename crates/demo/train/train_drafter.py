@@ -147,7 +147,7 @@ def train(arguments):
         if step % arguments.every == 0:
             loss, mean, count = sums.tolist()
             entry = {"step": step, "seconds": round(now, 1), "loss": round(loss / count, 4)}
-            # Of any anchor, not of those that rounds begin with.
+            # For random anchors, not for those with which rounds begin.
             entry["length_anywhere"] = round(1 + mean / count, 4)
             print(json.dumps(entry), flush=True)
             log.write(json.dumps(entry) + "\n")

@@ -25,7 +25,7 @@ from tokens import LEARN, START
 ROWS, COUNT = 32, 2048
 BALANCE_RATE = 1e-3
 EVALUATE_EVERY = 500
-# Of source, conversations, and what the model itself wrote.
+# Shares of source, of conversations, and of the model's own texts.
 TUNE_SHARES = (0.05, 0.25, 0.7)
 
 
@@ -44,7 +44,8 @@ class Pool:
         place = start + torch.arange(count + 1, device=device)
         tokens, flags = self.tokens[place].long(), self.flags[place]
         document = ((flags & START) > 0).cumsum(1)
-        # A conversation whose beginning is cut off is not learnt; source may begin anywhere.
+        # A conversation whose beginning is cut off is not used for training; source may begin
+        # anywhere.
         source = (flags & LEARN).amin(1, keepdim=True) > 0
         learnt = ((flags & LEARN) > 0) & ((document > 0) | source)
         learnt[:, 1:] &= document[:, 1:] == document[:, :-1]

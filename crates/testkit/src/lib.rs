@@ -1,7 +1,7 @@
-//! What tests of kilotok are made of: the promises of every engine ([`mod@conformance`]), the host
-//! that checks them ([`host`]), an engine without a model for tests of everything above its
-//! interface ([`scripted`]), small models with real checkpoints ([`toy`]), and tests in a process
-//! of their own ([`process`]). Nothing here serves requests.
+//! The parts from which tests of kilotok are built: the promises of every engine
+//! ([`mod@conformance`]), the host that checks them ([`host`]), an engine without a model for tests
+//! of everything above its interface ([`scripted`]), small models with real checkpoints ([`toy`]),
+//! and tests in a separate process ([`process`]). Nothing here serves requests.
 
 pub mod conformance;
 pub mod host;

@@ -1,7 +1,7 @@
 //! Hashing of small integers, and a stream of pseudo-random numbers made from it. Everything seeded
 //! in this crate uses it. It is unrelated to the random numbers of engines.
 
-/// A bijection of 64 bits in which every input bit moves every output bit (`SplitMix64`).
+/// A bijection of 64-bit numbers in which every input bit affects every output bit (`SplitMix64`).
 pub(crate) fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -9,12 +9,12 @@ pub(crate) fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Numbers that follow from a seed.
+/// Pseudo-random numbers that depend on a seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Stream(u64);
 
 impl Stream {
-    /// The numbers of a name.
+    /// The stream for a name.
     pub(crate) fn named(name: &str, seed: u64) -> Self {
         Self::new(name.bytes().fold(seed, |hash, byte| mix(hash ^ u64::from(byte))))
     }
@@ -28,7 +28,7 @@ impl Stream {
         mix(self.0)
     }
 
-    /// 0 to `end`, exclusive.
+    /// A number from 0 to `end`, exclusive.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.bits() % end as u64) as usize
     }
@@ -38,7 +38,7 @@ impl Stream {
         (self.bits() >> 40) as f32 / (1 << 24) as f32
     }
 
-    /// About normal: mean 0, deviation 1, never beyond 6.
+    /// An approximately normal number: mean 0, standard deviation 1, never beyond 6.
     pub(crate) fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.unit()).sum::<f32>() - 6.0
     }

@@ -1,16 +1,18 @@
-//! Tests in a process of their own, since they leave it, or the devices that it uses, unusable.
+//! Tests that run in a separate process, because they leave the process, or the devices that it
+//! uses, unusable.
 
 use std::env;
 use std::process::Command;
 
-/// Of the clocks of emulated GPUs (kernels/README.md): a second's wait is to end before a minute.
+/// The factor by which emulated GPUs slow down their clocks (kernels/README.md): a wait of a second
+/// must end within a minute.
 const EMULATED_SLOWNESS: &str = "10";
 
-/// Runs an ignored test of this program, given its full name, in a process of its own, in which
-/// waits for emulated GPUs end sooner.
+/// Runs an ignored test of this program, given its full name, in a separate process in which waits
+/// of emulated GPUs end sooner.
 ///
 /// # Panics
-/// If the system does not say which program this is, or it has no such test.
+/// If the system does not report the path of this program, or if the program has no such test.
 #[must_use]
 pub fn alone(test: &str) -> Command {
     let only = || {

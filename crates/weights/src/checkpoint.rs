@@ -1,5 +1,5 @@
-//! A model's folder, opened and checked: config, tensors and, where there is one, the drafter.
-//! Reads no weight until it is asked for one.
+//! A model's folder, opened and checked: the config, the tensors and, if the model has one, the
+//! drafter. A weight is read only on request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ const CONFIG: &str = "config.json";
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 const DRAFTER: &str = "dflash";
 const MASK_NAME: &str = "mask_embedding.pt";
-/// A hundred times what the embedding needs.
+/// A hundred times the size of the embedding.
 const MASK_BYTES_MAX: u64 = 1 << 22;
 
 /// A checkpoint in which every declared tensor exists with the right type and shape.
@@ -37,9 +37,9 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Drafter {
     folder: Folder,
-    /// The path of its mask's embedding, as messages name it.
+    /// The path of the file with the mask's embedding, as messages name it.
     mask_file: String,
-    /// `None` if the drafter has none, and while problems are being collected.
+    /// `None` if the drafter has no such file, and while problems are still being collected.
     mask: Option<Mask>,
 }
 
@@ -51,7 +51,7 @@ pub struct Skipped {
     pub bytes: u64,
 }
 
-/// Where the drafter is, and how messages name that. `None` if the model has none.
+/// The drafter's folder, and its name in messages. `None` if the model has no drafter.
 fn drafter_folder(folder: &Path, knobs: &Knobs) -> Option<(PathBuf, String)> {
     if let Some(path) = &knobs.drafter {
         return Some((path.clone(), format!("{}/", path.display())));
@@ -60,10 +60,11 @@ fn drafter_folder(folder: &Path, knobs: &Knobs) -> Option<(PathBuf, String)> {
     path.symlink_metadata().is_ok().then(|| (path, format!("{DRAFTER}/")))
 }
 
-/// Reads the configs of a model's folder and of its drafter's alone: all that dummy weights need.
+/// Reads only the configs of a model's folder and of its drafter's, which is all that dummy weights
+/// need.
 ///
 /// # Errors
-/// A config that cannot be read or used, with every reason.
+/// A config cannot be read or used; the error has every reason.
 pub fn read_spec(folder: &Path, knobs: &Knobs) -> Result<ModelSpec, CheckpointError> {
     let mut spec = read_config(CONFIG, &config_text(folder, CONFIG, CONFIG)?, knobs)?;
     if let Some((path, label)) = drafter_folder(folder, knobs) {
@@ -80,8 +81,8 @@ impl Checkpoint {
     /// ignored.
     ///
     /// # Errors
-    /// A config that cannot be used, with every reason; else all problems of the files: damaged,
-    /// missing, or not what the config needs.
+    /// A config cannot be used; the error has every reason. Or files are damaged, missing, or not
+    /// what the config needs; the error has all problems.
     pub fn open(folder: &Path, knobs: &Knobs) -> Result<Self, CheckpointError> {
         let spec = read_spec(folder, knobs)?;
         let mut problems = Problems::default();
@@ -134,7 +135,7 @@ impl Checkpoint {
         mask.ok_or_else(|| no_drafter(decl))
     }
 
-    /// Compares declarations with the files, and returns the tensors that will stay unread.
+    /// Compares the declared tensors with the files. Returns the tensors that will stay unread.
     fn check(&self, problems: &mut Problems) -> Vec<Skipped> {
         let mut declared = BTreeSet::new();
         for decl in declare(&self.spec) {
@@ -146,7 +147,7 @@ impl Checkpoint {
                 if !declared.insert((decl.part, stored.name.clone())) {
                     continue;
                 }
-                // A file that could not be read is one problem, not one per tensor.
+                // A file that could not be read is one problem, not one for each of its tensors.
                 if (folder.complete || folder.get(&stored.name).is_some())
                     && let Err(Problem { file, tensor, reason }) = find(folder, &stored)
                 {
@@ -222,7 +223,7 @@ fn no_drafter(decl: &WeightDecl) -> WeightError {
     fail(CONFIG, &decl.name, "there is no drafter".to_owned())
 }
 
-/// The tensor, if it is as declared.
+/// The tensor, if it has the declared type and shape.
 fn find<'a>(
     folder: &'a Folder,
     stored: &StoredTensor,
@@ -251,7 +252,7 @@ fn config_text(folder: &Path, file: &str, label: &str) -> Result<String, ConfigE
     text.map_err(|problem| ConfigError { file: label.to_owned(), problems: vec![problem] })
 }
 
-/// The mask's embedding, if it is one for this drafter.
+/// The mask's embedding, if it fits this drafter.
 fn read_mask(drafter: &Path, token: u32, hidden_size: usize) -> Result<Mask, String> {
     let mask = parse_mask(&files::read(&drafter.join(MASK_NAME), MASK_BYTES_MAX)?)?;
     if mask.token != token {

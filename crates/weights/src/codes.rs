@@ -1,5 +1,5 @@
-//! Values of the number formats' codes. Written without tables and branches, so that the loops
-//! around them are vectorised. Every result is exact.
+//! The values of codes in each number format. The code has no tables and no branches, so that loops
+//! over it are vectorised. Every result is exact.
 
 /// BF16 is the upper half of an F32.
 #[inline(always)]
@@ -22,7 +22,8 @@ pub(crate) fn e4m3_value(code: u8) -> f32 {
     f32::from_bits(value.to_bits() | (u32::from(code & 0x80) << 24))
 }
 
-/// The E4M3 code nearest to a value, of two the even one; the largest for larger ones.
+/// The E4M3 code nearest to a value. A tie goes to the even code; larger values get the largest
+/// code.
 pub(crate) fn e4m3_code(value: f32) -> u8 {
     const EXPONENT_SHIFT: u32 = (127 - 7) << 3;
     const NORMAL_MIN: f32 = 1.0 / 64.0;
@@ -30,7 +31,7 @@ pub(crate) fn e4m3_code(value: f32) -> u8 {
     const CODE_MAX: u32 = 0x7e;
     let magnitude = value.abs();
     let code = if magnitude < NORMAL_MIN {
-        // 8 of them are the first normal number, whose code is 8.
+        // 8 subnormal steps are the first normal number, whose code is 8.
         (magnitude * SUBNORMAL_STEPS).round_ties_even() as u32
     } else {
         let bits = magnitude.to_bits();
@@ -40,8 +41,8 @@ pub(crate) fn e4m3_code(value: f32) -> u8 {
     code as u8 | if value.is_sign_negative() { 0x80 } else { 0 }
 }
 
-/// FP4 E2M1 in the low 4 bits: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and bit 3 the sign; the result is in
-/// halves. The two zeros become one, which no sum of products shows.
+/// FP4 E2M1 in the low 4 bits: bit 3 is the sign, the others mean 0, 0.5, 1, 1.5, 2, 3, 4, 6. The
+/// result is in halves. Negative zero becomes zero, which makes no difference in a sum of products.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the caller chooses the vector unit")]
 pub(crate) fn e2m1_halves(code: u8) -> i8 {
@@ -64,8 +65,8 @@ pub(crate) fn e8m0_value(code: u8) -> f32 {
 mod tests {
     use super::*;
 
-    /// The definition, in wider arithmetic: (1 + mantissa / 8) * 2^(exponent - 7), and without the
-    /// 1 and with exponent 1 where it is 0.
+    /// The definition in wider arithmetic: (1 + mantissa / 8) * 2^(exponent - 7). If the exponent
+    /// is 0, the 1 is left out and the exponent counts as 1.
     #[test]
     fn e4m3_is_as_defined() {
         for code in 0..=u8::MAX {

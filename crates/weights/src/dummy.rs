@@ -1,7 +1,7 @@
-//! Dummy weights: a model of any declared shape without a checkpoint. They depend only on a seed, a
-//! tensor's name and an element's index in the whole tensor, so every rank, engine and machine
-//! makes the same ones. Scales are chosen so that activations keep their size through many layers,
-//! logits distinguish tokens and every expert is chosen about equally often.
+//! Dummy weights: a model of any declared shape without a checkpoint. A value depends only on the
+//! seed, the tensor's name and the element's index in the whole tensor, so every rank, engine and
+//! machine makes the same weights. Their scale is chosen so that activations keep their size
+//! through many layers, logits distinguish tokens and every expert is chosen about equally often.
 //!
 //! **What a kernel must do to make the same bytes.** Each stored tensor, of values or of scales,
 //! has random bytes of its own, its [`Stream`], and a [`Recipe`] whose integers the host chooses.
@@ -26,7 +26,7 @@ use crate::problem::{Problem, WeightError};
 use crate::stream::Stream;
 use crate::tensor::Tensor;
 
-/// Makes any weight.
+/// The source of dummy weights.
 #[derive(Clone, Copy, Debug)]
 pub struct Dummy {
     seed: u64,
@@ -65,10 +65,10 @@ impl WeightSource for Dummy {
     }
 }
 
-/// How a stored tensor's elements are made, see the module's documentation.
+/// How the elements of a stored tensor are made, see the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Recipe {
-    /// `|center| + spread` is at most 255, which BF16 still holds.
+    /// `|center| + spread` is at most 255, which BF16 can still represent.
     Float {
         dtype: Dtype,
         center: i32,
@@ -87,7 +87,7 @@ enum Recipe {
     },
 }
 
-/// Element type of float weights, as checkpoints have it.
+/// The element type of float weights, as in checkpoints.
 fn float_dtype(id: WeightId) -> Dtype {
     match id {
         WeightId::Layer(_, _, LayerWeight::Router | LayerWeight::RouterCorrection) => Dtype::F32,
@@ -101,14 +101,15 @@ fn recipes(decl: &WeightDecl) -> Vec<Recipe> {
     match decl.format {
         Format::Float | Format::FloatToFp8 => vec![float_recipe(decl.id, deviation)],
         Format::Fp8 { .. } => {
-            // n of an E4M3 recipe is uniform from -15 to 15; tiles turn by 12/16 to 19/16.
+            // In an E4M3 recipe, n is uniform from -15 to 15, and tile scales vary from 12/16 to
+            // 19/16.
             let n_deviation = (((31 * 31 - 1) / 12) as f64).sqrt();
             let (factor, exponent) = split(deviation / n_deviation);
             vec![Recipe::E4m3, Recipe::TileScale { factor, exponent: exponent - 4 }]
         }
         Format::Mxfp4 => {
-            // The mean square of all sixteen codes is 68.5 / 8. A share `raised` / 256 of the
-            // groups has twice the scale of the others, so that the mean square comes out right.
+            // The mean square of all sixteen codes is 68.5 / 8. A fraction `raised` / 256 of the
+            // groups has twice the scale of the others, which makes the mean square right.
             let scale = deviation / (68.5_f64 / 8.0).sqrt();
             let exponent = floor_log2(scale);
             let square = (scale / power_of_two(exponent)).powi(2);
@@ -133,12 +134,12 @@ fn float_recipe(id: WeightId, deviation: f64) -> Recipe {
             | LayerWeight::KeyNorm,
         ) => (128, 16, -7),
         WeightId::Layer(_, _, LayerWeight::Sinks) => (0, 128, -7),
-        // Small beside the sigmoids' spread of about 0.2.
+        // Small compared with the spread of the sigmoids, about 0.2.
         WeightId::Layer(_, _, LayerWeight::RouterCorrection) => (0, 128, -13),
-        // Small beside what they are added to.
+        // Small compared with the values to which they are added.
         WeightId::Layer(_, _, weight) if weight.is_bias() => (0, 128, -10),
         _ => {
-            // A uniform number from -a to a has deviation a / sqrt(3).
+            // Uniform numbers from -a to a have the standard deviation a / sqrt(3).
             let (spread, exponent) = split(deviation * 3.0_f64.sqrt());
             (0, spread, exponent)
         }
@@ -149,11 +150,11 @@ fn float_recipe(id: WeightId, deviation: f64) -> Recipe {
 /// The standard deviation of a matrix's values. Inputs have deviation 1 after their norm.
 fn deviation(decl: &WeightDecl) -> f64 {
     let gain = match decl.id {
-        // Tables of embeddings are not multiplied with anything.
+        // Rows of an embedding are used as they are, not multiplied.
         WeightId::Embedding | WeightId::DraftMask => return 1.0,
-        // Logits of deviation 4: the likeliest token stands out.
+        // Logits with a standard deviation of 4, so that the likeliest token stands out.
         WeightId::Head => 4.0,
-        // What a layer adds to the residual stream stays smaller than the stream.
+        // The outputs that a layer adds to the residual stream stay smaller than the stream.
         WeightId::Layer(_, _, LayerWeight::Output | LayerWeight::Down)
         | WeightId::Expert(_, _, LayerWeight::Down) => 0.5,
         _ => 1.0,
@@ -161,13 +162,13 @@ fn deviation(decl: &WeightDecl) -> f64 {
     gain / (decl.cols() as f64).sqrt()
 }
 
-/// x as an integer from 128 to 255 times a power of two, about.
+/// x, approximately, as an integer from 128 to 255 times a power of two.
 fn split(x: f64) -> (u32, i32) {
     let exponent = floor_log2(x) - 7;
     (((x / power_of_two(exponent)).round() as u32).min(255), exponent)
 }
 
-/// Of a positive normal number.
+/// The rounded-down logarithm of a positive normal number.
 fn floor_log2(x: f64) -> i32 {
     (x.to_bits() >> 52) as i32 - 1023
 }
@@ -176,7 +177,7 @@ fn power_of_two(exponent: i32) -> f64 {
     f64::from_bits(((1023 + exponent) as u64) << 52)
 }
 
-/// A stored tensor that is made when it is read.
+/// A stored tensor whose elements are made when they are read.
 struct MadeUp {
     stream: Stream,
     row_elements: usize,
@@ -227,7 +228,7 @@ impl Rows for MadeUp {
 }
 
 impl MadeUp {
-    /// Makes elements of `OUT` bytes, from number `first` on, of `IN` random bytes each.
+    /// Makes elements of `OUT` bytes, starting with number `first`, from `IN` random bytes each.
     fn fill_words<const IN: usize, const OUT: usize>(
         &self,
         first: usize,
@@ -247,8 +248,8 @@ impl MadeUp {
     }
 }
 
-/// The E4M3 code of an integer from -15 to 15: as F32, its exponent turned from bias 127 to 7 and
-/// its mantissa cut to the 3 bits that it needs.
+/// The E4M3 code of an integer from -15 to 15: the integer as F32, with the exponent's bias changed
+/// from 127 to 7 and the mantissa cut to the 3 bits that it needs.
 fn e4m3_code(n: i32) -> u8 {
     const BIAS: u32 = (127 - 7) << 3;
     let magnitude = (n.unsigned_abs() as f32).to_bits() >> 20;

@@ -1,5 +1,5 @@
-//! Opens files safely: a pipe that never ends, a folder of that name, or a text that would fill the
-//! memory is an error. Errors leave the file's name to the caller.
+//! Opens files safely: a pipe without end, a folder with the file's name, or a text that would fill
+//! the memory is an error. Errors do not name the file; the caller does.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -7,18 +7,18 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-/// A file as bytes in memory, which are read from disk when they are looked at.
+/// Maps a file into memory. Its bytes are read from disk when they are accessed.
 pub(crate) fn map(path: &Path) -> Result<Mmap, String> {
     let file = open(path)?;
     #[expect(unsafe_code, reason = "checkpoints are larger than memory")]
     // SAFETY: the map is read-only. A program that overwrites or shortens a checkpoint while it is
-    // being loaded breaks the load (with wrong numbers, which are checked, or SIGBUS); the same
+    // being loaded breaks the load, with wrong numbers, which are checked, or with SIGBUS. The same
     // holds for every other reader of such files.
     let map = unsafe { Mmap::map(&file) };
     map.map_err(|error| format!("cannot be mapped: {error}"))
 }
 
-/// A file of at most `bytes_max` bytes.
+/// Reads a file of at most `bytes_max` bytes.
 pub(crate) fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let file = open(path)?;

@@ -1,5 +1,5 @@
 //! The safetensors files of one folder as one set of tensors: finds the files, maps them into
-//! memory and checks that they and their index agree. Knows no model.
+//! memory and checks that they and their index agree. This module knows no model.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -20,7 +20,8 @@ const INDEX_EXTENSION: &str = ".safetensors.index.json";
 pub(crate) struct Folder {
     files: Vec<MappedFile>,
     tensors: BTreeMap<String, Place>,
-    /// Name in messages where a missing tensor should be: the index, the only file, or a pattern.
+    /// The name that messages give to the place of a missing tensor: the index, the only file, or a
+    /// pattern.
     pub(crate) searched: String,
     /// Whether every file could be read. If so, a tensor that is not listed is not in the folder.
     pub(crate) complete: bool,
@@ -28,7 +29,7 @@ pub(crate) struct Folder {
 
 #[derive(Debug)]
 struct MappedFile {
-    /// Its name in messages.
+    /// The file's name in messages.
     name: String,
     map: Mmap,
 }
@@ -42,21 +43,21 @@ struct Place {
 /// A tensor of the folder.
 #[derive(Clone, Copy)]
 pub(crate) struct FolderTensor<'a> {
-    /// Its name in messages.
+    /// The file's name in messages.
     pub(crate) file: &'a str,
     pub(crate) header: &'a HeaderTensor,
     pub(crate) bytes: &'a [u8],
 }
 
-/// Where a folder is and how it is read.
+/// The location of a folder, and how it is read.
 pub(crate) struct Plan<'a> {
     pub(crate) path: &'a Path,
     /// Prefix of file names in messages.
     pub(crate) label: &'a str,
-    /// Possible names of the files: the first with an index counts, then the first single file;
-    /// without either, all safetensors files of the folder.
+    /// Possible stems of the files' names. The first stem with an index is used, else the first
+    /// with a single file, else all safetensors files of the folder.
     pub(crate) stems: &'a [&'a str],
-    /// Some exports put this before every tensor's name.
+    /// A prefix that some exports put before every tensor's name.
     pub(crate) prefix: &'a str,
 }
 
@@ -148,7 +149,7 @@ impl Folder {
         self.tensors.get(name).map(|place| self.tensor(place))
     }
 
-    /// In the order of their names.
+    /// The tensors, sorted by name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, FolderTensor<'_>)> {
         self.tensors.iter().map(|(name, place)| (name.as_str(), self.tensor(place)))
     }
@@ -169,7 +170,7 @@ impl Plan<'_> {
         tensor.strip_prefix(self.prefix).unwrap_or(tensor)
     }
 
-    /// What the folder's tensors are in. An error names the file at fault.
+    /// Lists the files of the folder's tensors. An error names the faulty file.
     fn list(&self) -> Result<Listing, (String, String)> {
         let names = self.file_names().map_err(|reason| (String::new(), reason))?;
         let has = |name: &String| names.contains(name);
@@ -192,12 +193,12 @@ impl Plan<'_> {
         Ok(Listing { searched, names, index: None })
     }
 
-    /// Sorted, so that messages are the same everywhere.
+    /// Sorted, so that messages are the same on every machine.
     fn file_names(&self) -> Result<Vec<String>, String> {
         let fail = |error| format!("the folder cannot be read: {error}");
         let mut names = Vec::new();
         for entry in std::fs::read_dir(self.path).map_err(fail)? {
-            // All names that matter are UTF-8.
+            // Names that are not UTF-8 cannot be names of weights.
             names.extend(entry.map_err(fail)?.file_name().into_string());
         }
         names.sort();
@@ -222,7 +223,7 @@ impl Plan<'_> {
     }
 }
 
-/// Whether it names a safetensors file of the folder itself, on every system.
+/// Whether the name is that of a safetensors file directly in the folder, on every system.
 fn is_plain(name: &str) -> bool {
     let mut components = Path::new(name).components();
     let one = matches!(components.next(), Some(Component::Normal(_)));

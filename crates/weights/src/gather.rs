@@ -1,5 +1,5 @@
-//! Cuts a rank's part out of a weight and checks every number in it. Bytes come from any source
-//! that can fill part of a row; files are not known here.
+//! Extracts a rank's part of a weight and checks every number in it. The bytes come from any source
+//! that can fill part of a row; this module knows no files.
 
 use std::fmt;
 use std::ops::Range;
@@ -36,11 +36,11 @@ impl Rows for Bytes<'_> {
     }
 }
 
-/// The first invalid element, and its place in the whole stored tensor: of a tensor that stacks
-/// several weights, rows count through all of them.
+/// The first invalid element and its place in the whole stored tensor. If the tensor stacks several
+/// weights, rows count through all of them.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Flaw {
-    /// Among the scales, not the values.
+    /// Whether it is among the scales and not the values.
     pub(crate) in_scales: bool,
     pub(crate) row: usize,
     pub(crate) col: usize,
@@ -68,8 +68,8 @@ pub(crate) fn check_slice(decl: &WeightDecl, slice: &Slice) -> Result<(), String
     Ok(())
 }
 
-/// Reads a part that [`check_slice`] accepts. `stored` holds the weight's values and then, unless
-/// they are floats of type `dtype`, its scales.
+/// Reads a slice that [`check_slice`] accepts. `stored` has the weight's values, followed by its
+/// scales unless the values are floats of type `dtype`.
 pub(crate) fn gather(
     decl: &WeightDecl,
     slice: &Slice,
@@ -119,7 +119,8 @@ impl Part<'_> {
         let mut scales = vec![0.0_f32; self.slice.row_count() * tiles];
         let span = first_tile * 4..(first_tile + tiles) * 4;
         self.fill(scale_rows, bytemuck::cast_slice_mut(&mut scales), span, true);
-        // Refuses NaN as well, and with the upper bound everything that would overflow F32.
+        // This also refuses NaN. The upper bound refuses all scales with which a value could
+        // overflow F32.
         let good = |scale: f32| (0.0..=f32::MAX / E4M3_MAX).contains(&scale);
         if let Some(at) = find(&scales, |scale| !good(scale)) {
             let row = self.decl.format.scale_row(self.whole_row(at / tiles));
@@ -130,8 +131,9 @@ impl Part<'_> {
         Ok(TensorData::Fp8 { codes, scales, first_col: cols.start })
     }
 
-    /// Each row of a column tile, of the whole weight, has the scale that makes its largest value
-    /// the largest code: so ranks agree about what they share.
+    /// Rounds floats to FP8. The scale of a row in a column tile maps the tile's largest value to
+    /// the largest code. Tiles are those of the whole weight, so ranks agree about the tiles that
+    /// they share.
     fn float_to_fp8(&self, dtype: Dtype, values: &dyn Rows) -> Result<TensorData, Flaw> {
         let cols = self.slice.cols.clone();
         let first = cols.start / FP8_TILE * FP8_TILE;
@@ -155,7 +157,7 @@ impl Part<'_> {
     }
 
     fn mxfp4(&self, values: &dyn Rows, scale_rows: &dyn Rows) -> Result<TensorData, Flaw> {
-        /// 2^125; twice that times the largest code, 6, overflows F32. 255 is NaN.
+        /// 2^125. Twice that, times the largest code, 6, overflows F32. 255 is NaN.
         const SCALE_MAX: u8 = 252;
         let cols = &self.slice.cols;
         let mut codes = vec![0_u8; self.slice.row_count() * cols.len() / 2];
@@ -172,7 +174,7 @@ impl Part<'_> {
         Ok(TensorData::Mxfp4 { codes, scales })
     }
 
-    /// Fills `out` with these bytes of each row of the slice, or of each row's scales.
+    /// Fills `out` with the bytes `span` of each row of the slice, or of each row's scales.
     fn fill(&self, stored: &dyn Rows, out: &mut [u8], span: Range<usize>, by_scale_row: bool) {
         if span.is_empty() {
             return;
@@ -192,7 +194,7 @@ impl Part<'_> {
         }
     }
 
-    /// Whether columns that follow each other do not in the stored tensor.
+    /// Whether adjacent columns of the weight are apart in the stored tensor.
     fn has_cols_apart(&self) -> bool {
         self.decl.stack.as_ref().is_some_and(|stack| stack.cols != Stride::run_from(0))
     }
@@ -211,14 +213,15 @@ impl Part<'_> {
         })
     }
 
-    /// The whole weight's row that became this row of the slice.
+    /// The row of the whole weight that is this row of the slice.
     fn whole_row(&self, row: usize) -> usize {
         let mut rows = self.slice.rows.iter().cloned().flatten();
         rows.nth(row).expect("a row of the slice")
     }
 }
 
-/// Place of the first bad value. Checks whole runs without an early exit, which is vectorised.
+/// The place of the first bad value. Whole runs are checked without an early exit, so that the
+/// check is vectorised.
 fn find<T: Copy>(values: &[T], bad: impl Fn(T) -> bool) -> Option<usize> {
     const RUN: usize = 4096;
     let has_bad = |run: &[T]| run.iter().fold(false, |found, value| found | bad(*value));

@@ -1,7 +1,8 @@
 //! Checkpoints and dummy weights: opens a folder, checks every tensor against what the model
 //! declares, and reads each rank's part in the checkpoint's own number format.
 //!
-//! Knows files and formats. Does not know what a weight is used for, or on which device.
+//! This crate knows files and formats. It does not know for what a weight is used, or on which
+//! device.
 
 mod checkpoint;
 mod codes;

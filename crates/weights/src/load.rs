@@ -1,4 +1,4 @@
-//! Reads many weights at once. Knows neither where they come from nor where they go.
+//! Reads many weights at once. This module knows neither where they come from nor where they go.
 
 use kilotok_model::{Dtype, Format, MXFP4_GROUP, Ranks, Slice, WeightDecl};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
@@ -8,17 +8,17 @@ use crate::tensor::Tensor;
 
 /// Something that weights are read from.
 pub trait WeightSource: Sync {
-    /// The slice of the weight, every number in it checked.
+    /// Reads a slice of a weight, and checks every number in it.
     ///
     /// # Errors
-    /// A weight that the source does not have, a slice that is not within it, or a number that is
-    /// NaN, infinite or no sensible scale: the file, the tensor and the element.
+    /// The source does not have the weight, the slice is not within it, or a number is NaN,
+    /// infinite or an invalid scale; the error then names the file, the tensor and the element.
     fn read(&self, decl: &WeightDecl, slice: &Slice) -> Result<Tensor, WeightError>;
 
     /// The type in which the weight's values are stored.
     ///
     /// # Errors
-    /// A weight that the source does not have.
+    /// The source does not have the weight.
     fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError>;
 }
 
@@ -26,13 +26,13 @@ pub trait WeightSource: Sync {
 pub trait Progress: Sync {
     /// Called once, before anything is read.
     fn begin(&self, total_bytes: u64);
-    /// Called from many threads, after each piece; the sum is the total.
+    /// Called from many threads, after each piece. All calls add up to the total.
     fn advance(&self, bytes: u64);
-    /// Whether to give up.
+    /// Whether to stop loading.
     fn cancelled(&self) -> bool;
 }
 
-/// Shows nothing and never gives up.
+/// Shows nothing and never stops.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Quiet;
 
@@ -44,14 +44,14 @@ impl Progress for Quiet {
     }
 }
 
-/// One piece of work: this rank's part of this weight.
+/// One piece of work: a rank's part of a weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece {
     pub decl: WeightDecl,
     pub ranks: Ranks,
 }
 
-/// A load that ended early. What was placed until then stays placed.
+/// A load that ended early. Weights that were placed before stay placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     #[error(transparent)]
@@ -60,9 +60,9 @@ pub enum LoadError {
     Cancelled,
 }
 
-/// Reads the pieces in parallel, in no order, and hands each to `place` as soon as it is there.
-/// Besides what `place` keeps there is at most one piece in memory per thread. A cancelled load
-/// stops when the pieces in work are done.
+/// Reads the pieces in parallel, in no particular order, and passes each to `place` as soon as it
+/// has been read. Besides what `place` keeps, there is at most one piece per thread in memory. A
+/// cancelled load ends when the pieces in progress are done.
 ///
 /// # Errors
 /// The first weight that cannot be read, or [`LoadError::Cancelled`].
@@ -90,7 +90,7 @@ pub fn load(
     })
 }
 
-/// Bytes of a slice's values and of MXFP4 scales; for progress alone.
+/// Bytes of a slice's values and of its MXFP4 scales. Used only to show progress.
 fn slice_bytes(decl: &WeightDecl, slice: &Slice, dtype: Dtype) -> u64 {
     let values = slice.row_count() as u64 * slice.cols.len() as u64;
     match decl.format {

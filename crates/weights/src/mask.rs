@@ -1,6 +1,6 @@
-//! `mask_embedding.pt`: the drafter's embedding of the mask token, as `torch.save` writes it: a zip
-//! archive of a pickle, which describes a dict, and the raw bytes of its tensor. Reads that one
-//! kind of dict and nothing else; no pickle is ever executed.
+//! `mask_embedding.pt`: the drafter's embedding of the mask token, as written by `torch.save`: a
+//! zip archive of a pickle, which describes a dict, and the raw bytes of a tensor. Only this kind
+//! of dict is read; a pickle is never executed.
 
 mod pickle;
 mod zip;
@@ -12,7 +12,7 @@ use pickle::{Described, View};
 /// What the file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
-    /// The token that it is the embedding of.
+    /// The token to which the embedding belongs.
     pub token: u32,
     /// BF16 or F32.
     pub dtype: Dtype,
@@ -24,9 +24,9 @@ pub struct Mask {
 /// perhaps `"per_position": False`.
 ///
 /// # Errors
-/// What the file has instead.
+/// Says what the file has instead.
 pub fn parse_mask(bytes: &[u8]) -> Result<Mask, String> {
-    // A pickle without an archive around it.
+    // This file is a pickle without an archive around it.
     if bytes.first() == Some(&pickle::PROTOCOL) {
         return Err("has torch's old format; save it again with torch 1.6 or later".to_owned());
     }

@@ -1,15 +1,15 @@
-//! What can be wrong with a checkpoint: each problem names the file, the tensor and the reason.
+//! Problems of a checkpoint. Each names the file, the tensor and the reason.
 
 use std::fmt;
 
 use kilotok_model::ConfigError;
 
-/// One thing that is wrong.
+/// A single problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Relative to the checkpoint's folder.
     pub file: String,
-    /// Empty when the file as a whole is at fault.
+    /// Empty if the problem concerns the whole file.
     pub tensor: String,
     pub reason: String,
 }
@@ -25,7 +25,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong: how many problems there are, and the first of them.
+/// All problems: how many there are, and the first of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
     pub count: usize,
@@ -33,9 +33,9 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// As many as fit a message that is still read.
+    /// As many as a reader will still read.
     const SHOWN_MAX: usize = 20;
-    /// A checkpoint may have chosen its names to fill the log.
+    /// A malicious checkpoint may have names that would fill the log.
     const NAME_CHARS_MAX: usize = 200;
 
     pub(crate) fn push(&mut self, file: &str, tensor: &str, reason: impl fmt::Display) {
@@ -57,7 +57,7 @@ impl Problems {
     }
 }
 
-/// A name without control characters, cut to what fits a message.
+/// A name without control characters, cut to a length that fits a message.
 fn shown(name: &str) -> String {
     let mut chars = name.chars();
     let mut shown = String::new();
@@ -92,7 +92,7 @@ impl fmt::Display for Problems {
 pub enum CheckpointError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// One problem a line.
+    /// One problem per line.
     #[error("{0}")]
     Files(Problems),
 }

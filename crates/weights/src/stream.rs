@@ -1,9 +1,9 @@
-//! Random bytes of tensors: a function of seed, name and place alone, so that every machine and
-//! every GPU makes the same ones in any order.
+//! Random bytes of tensors. They depend only on seed, name and position, so every machine and every
+//! GPU makes the same ones, in any order.
 
 use kilotok_abi::philox;
 
-/// Bytes that one counter gives.
+/// Number of bytes from one value of the counter.
 const DRAW_BYTES: usize = 16;
 
 /// The random bytes of one tensor. Byte i is byte i % 16 of `philox` with the counter
@@ -20,7 +20,7 @@ impl Stream {
         Self { name: halves(fnv1a(name.as_bytes())), key: halves(seed) }
     }
 
-    /// Writes the bytes from number `first` on.
+    /// Writes the bytes starting with number `first`.
     pub(crate) fn fill(&self, first: usize, out: &mut [u8]) {
         let lead = (DRAW_BYTES - first % DRAW_BYTES) % DRAW_BYTES;
         let (head, rest) = out.split_at_mut(lead.min(out.len()));

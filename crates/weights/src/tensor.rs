@@ -1,5 +1,5 @@
-//! A weight in memory, still in the checkpoint's own number format, and its values as F32. Knows
-//! neither files nor models.
+//! A weight in memory, in the checkpoint's own number format, and its values as F32. This module
+//! knows neither files nor models.
 
 use std::ops::Range;
 
@@ -22,9 +22,9 @@ pub struct Tensor {
 pub enum TensorData {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
-    /// E4M3 codes, and a scale per row and column tile: `[rows, tiles]`. `first_col` is the first
-    /// column's place in the whole matrix, where tiles of 128 columns begin: column c belongs to
-    /// tile `(first_col + c) / 128 - first_col / 128`.
+    /// E4M3 codes, and a scale per row and column tile: `[rows, tiles]`. `first_col` is the index
+    /// of the first column in the whole matrix, where tiles of 128 columns begin: column c belongs
+    /// to tile `(first_col + c) / 128 - first_col / 128`.
     Fp8 {
         codes: Vec<u8>,
         scales: Vec<f32>,
@@ -38,13 +38,14 @@ pub enum TensorData {
     },
 }
 
-/// Column tiles that `cols` columns from `first_col` on have a part in.
+/// Number of column tiles that contain any of `cols` columns from `first_col` on.
 pub(crate) fn tile_count(first_col: usize, cols: usize) -> usize {
     (first_col + cols).div_ceil(FP8_TILE) - first_col / FP8_TILE
 }
 
 impl Tensor {
-    /// Writes a row's values: code times scale, rounded once to F32. `out` has `cols` places.
+    /// Writes the values of a row: code times scale, rounded once to F32. `out` has `cols`
+    /// elements.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "the caller chooses the vector unit")]
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
@@ -69,7 +70,7 @@ impl Tensor {
         }
     }
 
-    /// The memory that rows are decoded from, without scales; none if one of them is past the last.
+    /// The memory from which rows are decoded, without scales; empty if a row does not exist.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "the caller is one loop")]
     pub fn rows_memory(&self, rows: Range<usize>) -> &[u8] {
@@ -85,7 +86,7 @@ impl Tensor {
         memory.unwrap_or_default()
     }
 
-    /// Bytes of its values and scales.
+    /// Bytes of the values and scales.
     pub fn bytes(&self) -> usize {
         match &self.data {
             TensorData::F32(values) => size_of_val(values.as_slice()),
@@ -99,7 +100,8 @@ impl Tensor {
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the caller chooses the vector unit")]
 fn decode_fp8(codes: &[u8], scales: &[f32], first_col: usize, out: &mut [f32]) {
-    // The first tile may begin left of the slice; the others are whole, the last one perhaps not.
+    // The first tile may begin left of the slice. The others begin in it; the last may be
+    // incomplete.
     let lead = (FP8_TILE - first_col % FP8_TILE).min(codes.len());
     let (lead_codes, codes) = codes.split_at(lead);
     let (lead_out, out) = out.split_at_mut(lead);
@@ -113,8 +115,8 @@ fn decode_fp8(codes: &[u8], scales: &[f32], first_col: usize, out: &mut [f32]) {
 
 #[inline(always)]
 fn decode_mxfp4(codes: &[u8], scales: &[u8], out: &mut [f32]) {
-    /// Groups whose codes become integers before any becomes a float: a vector holds four times
-    /// as many bytes as floats.
+    /// Number of groups whose codes become integers before any of them becomes a float: a vector
+    /// register holds four times as many bytes as floats.
     const RUN: usize = 8;
     let mut halves = [0_i8; RUN * MXFP4_GROUP];
     let runs = codes.chunks(RUN * MXFP4_GROUP / 2).zip(out.chunks_mut(RUN * MXFP4_GROUP));

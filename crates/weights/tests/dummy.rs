@@ -1,4 +1,4 @@
-//! Dummy weights: the same numbers for every rank, and of a size that a model can live with.
+//! Dummy weights: every rank gets the same numbers, and their size suits a model.
 
 use kilotok_model::{Format, LayerWeight, Part, Ranks, Shard, WeightDecl, WeightId};
 use kilotok_weights::{Dummy, Tensor, TensorData, WeightSource};
@@ -60,7 +60,7 @@ fn a_rank_has_its_part_of_the_whole() {
     for decl in decls() {
         let whole = values(&read(dummy, &decl, Ranks::ALONE));
         let slice = decl.slice(Ranks::ALONE);
-        // Rows of the stored weight, since a rank alone may already have another order.
+        // Rows of the stored weight, because even a single rank may have them in another order.
         let order: Vec<_> = slice.rows.iter().cloned().flatten().collect();
         for (rank, count) in [1, 2, 4, 8].into_iter().flat_map(|n| (0..n).map(move |r| (r, n))) {
             let ranks = Ranks { rank, count };
@@ -107,7 +107,7 @@ fn formats_are_those_of_checkpoints() {
     }
 }
 
-/// 1 / sqrt(inputs) keeps a product as large as what goes in, in every format.
+/// With a scale of 1 / sqrt(inputs), a product is as large as its input, in every format.
 #[test]
 fn matrices_deviate_as_their_inputs_need() {
     let fp8 = Format::Fp8 { chunk_rows: 256 };
@@ -183,7 +183,7 @@ fn routing_is_spread() {
     assert!(chosen.iter().all(|count| (mean / 2..mean * 2).contains(count)), "{chosen:?}");
 }
 
-/// The first numbers of each recipe. Engines that make them on a device must make these.
+/// The first numbers of each recipe. Engines that make weights on a device must make the same ones.
 #[test]
 fn the_numbers_are_pinned() {
     let first = |decl: &WeightDecl| {
@@ -224,7 +224,7 @@ const PINNED: [[u64; 2]; 11] = [
     [0x75ec_e603_7acf_cb7e, 0x751e_aab7_91c3_68a7],
 ];
 
-/// Numbers that a script made from nothing but the description at the top of `src/dummy.rs`.
+/// Numbers from a script that was written only from the description at the top of `src/dummy.rs`.
 #[test]
 fn the_description_is_complete() {
     let values = |id, name: &str, shape: &[usize], format| {

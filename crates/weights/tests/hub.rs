@@ -242,7 +242,7 @@ fn files_come_in_parallel_but_not_without_bound() {
     for number in 0..3 * PARALLEL_MAX - model.needed().count() {
         model.files.insert(format!("dflash/{number}.pt"), weights(number as u64 + 9, 100));
     }
-    // Requests are answered in rounds, each once it is full.
+    // Requests are answered in groups: none is answered before its group is full.
     let (asked, full) = (Mutex::new(0), Condvar::new());
     let hub = FakeHub::start(move |request| {
         if !request.is_file() {
@@ -289,7 +289,7 @@ fn offline_names_what_is_missing() {
     assert!(complaint().contains("HF_HUB_OFFLINE"));
 
     let snapshot = pull_plain(&hub.config(&cache)).unwrap();
-    // A link whose blob is gone, as after a clean-up.
+    // A link whose blob is missing, as after a clean-up.
     let shard = "model-00002-of-00002.safetensors";
     let blob = folder(&cache).join("blobs").join(hash(shard, &model.files[shard]));
     fs::remove_file(blob).unwrap();
@@ -298,7 +298,7 @@ fn offline_names_what_is_missing() {
     fs::remove_file(snapshot.join("dflash/dflash_draft_model.safetensors")).unwrap();
     let both = format!("lacks {shard}, dflash/*.safetensors;");
     assert!(complaint().contains(&both), "{}", complaint());
-    // An index whose text is gone too.
+    // An index whose blob is missing too.
     let index = "model.safetensors.index.json";
     fs::remove_file(folder(&cache).join("blobs").join(hash(index, &model.files[index]))).unwrap();
     assert!(complaint().contains(&format!("lacks {index}, dflash/")), "{}", complaint());
@@ -352,7 +352,7 @@ fn a_connection_that_breaks_is_taken_up_at_once() {
     let source = model.clone();
     let hub = FakeHub::start(move |request| {
         let reply = source.answer(request);
-        // Each connection brings a million bytes.
+        // Each connection delivers a million bytes.
         let cut = request.path.ends_with(LARGE).then(|| reply.body.len().min(1_000_000));
         Reply { cut, ..reply }
     });
@@ -400,7 +400,7 @@ fn a_busy_hub_is_asked_again() {
 
 // ---- bad transfers ----
 
-/// Pulls with a hub that spoils one file, and again with one that does not.
+/// Pulls from a hub that spoils one file, and then from one that does not.
 fn pull_spoilt(
     test: &str,
     spoil: impl Fn(&[u8], Reply) -> Reply + Send + Sync + 'static,
@@ -499,7 +499,7 @@ fn a_refusal_says_what_to_do() {
     }
 }
 
-/// A gated model lists its files to everyone.
+/// The hub lists the files of a gated model to everyone.
 #[test]
 fn a_refusal_of_a_file_names_it() {
     let (cache, model) = (cache("gated"), Model::small());

@@ -110,7 +110,7 @@ fn a_bad_weight_ends_the_load_by_name() {
     assert_eq!(error.to_string(), "a.safetensors: weight 7: is bad");
 }
 
-/// The checkpoints of the parity tests, which PyTorch's libraries wrote.
+/// Checkpoints of the parity tests, written with PyTorch's libraries.
 #[test]
 fn checkpoints_of_other_writers_are_read_at_every_rank_count() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/fixtures");

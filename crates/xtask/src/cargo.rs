@@ -1,4 +1,4 @@
-//! Programs that cargo builds for xtask, and the output of other commands.
+//! Builds programs with cargo for xtask, and runs other commands for their output.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// Variables that cargo sets for a program of this package. Build scripts read these too, ring's
-/// for one, and when they change, ring and all that depends on it would be built again.
+/// Variables that cargo sets for a program of this package. Build scripts, such as ring's, read
+/// them too; if they changed, ring and everything that depends on it would be built again.
 const OF_THIS_PACKAGE: &[&str] = &[
     "CARGO_MANIFEST_DIR",
     "CARGO_PKG_NAME",
@@ -18,14 +18,14 @@ const OF_THIS_PACKAGE: &[&str] = &[
 ];
 
 pub(crate) struct Program {
-    /// Its name here.
+    /// The name that xtask uses.
     pub(crate) name: &'static str,
-    /// Its name and kind in cargo.
+    /// The kind and name that cargo uses.
     pub(crate) kind: &'static str,
     pub(crate) target: &'static str,
 }
 
-/// Builds, and returns what cargo says of it in JSON.
+/// Builds, and returns cargo's messages in JSON.
 pub(crate) fn cargo(root: &Path, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
     let mut cargo = Command::new("cargo");
     cargo.args(arguments).args(["--locked", "--message-format=json-render-diagnostics"]);
@@ -35,7 +35,8 @@ pub(crate) fn cargo(root: &Path, arguments: &[&str]) -> Result<String, Box<dyn E
     said(cargo.current_dir(root).stderr(Stdio::inherit()), "Rust")
 }
 
-/// The output of a command; `source` is the package that has it, for an error.
+/// Runs a command and returns its output. `source` is the package that provides the command, for
+/// errors.
 pub(crate) fn said(command: &mut Command, source: &str) -> Result<String, Box<dyn Error>> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|error| format!("{name}, of {source}: {error}"))?;
@@ -53,6 +54,6 @@ pub(crate) fn executable(messages: &str, program: &Program) -> Option<PathBuf> {
         let target = &message["target"];
         target["name"] == program.target && target["kind"][0] == program.kind
     });
-    // A library is built for others too; it has no executable.
+    // A library is also built as a dependency; that message has no executable.
     found.find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }

@@ -1,6 +1,7 @@
 //! Runs tests of the GPU engine without a GPU: `kernels/emulator` is built as the driver and the
-//! NVRTC that `crates/cuda` loads, and kernels are compiled for the CPU. The harnesses are too, and
-//! their checks are run. This shows neither speed nor the effects of a GPU's memory model.
+//! NVRTC library that `crates/cuda` loads, and kernels are compiled for the CPU. The harnesses are
+//! compiled for the CPU too, and their checks are run. This shows neither speed nor the effects of
+//! a GPU's memory model.
 
 use std::error::Error;
 use std::fs;
@@ -11,28 +12,28 @@ use std::thread;
 
 use crate::cargo::{Program, cargo, executable, said};
 
-/// Below the root.
+/// Relative to the root.
 const SOURCES: &str = "kernels/emulator";
 const OUT: &str = "target/emulator";
-/// Below that.
+/// Relative to `OUT`.
 const TEMPORARY: &str = "tmp";
-/// One library stands for the driver, the other for NVRTC, by this definition.
+/// The libraries in place of the driver and of NVRTC, each with the source that implements it.
 const LIBRARIES: [(&str, &str); 2] =
     [("driver.cpp", "libcuda.so.1"), ("nvrtc.cpp", "libnvrtc.so.13")];
-/// Bound of the second library's version, which identifies compiled kernels.
+/// Upper bound of the NVRTC library's version, which identifies compiled kernels.
 const VERSIONS: u64 = 1_000_000;
-/// Of the whole workspace, so that what `cargo test` has built is not built again with fewer
-/// features.
+/// Builds for the whole workspace, so that the results of `cargo test` are used and not built again
+/// with fewer features.
 const BUILD: [&str; 6] =
     ["test", "--no-run", "--workspace", "--lib", "--test=gpu", "--test=broken"];
 const SUITE: Program = Program { name: "gpu", kind: "test", target: "gpu" };
-/// Writes the cases that `sample` compares with. A few in a hundred are enough here: some of every
-/// size of a vocabulary.
+/// Writes the cases with which `sample` compares its results. Some percent of them suffice here:
+/// they include cases of every vocabulary size.
 const BUILD_CASES: [&str; 3] = ["build", "--workspace", "--example=device_cases"];
 const CASES: Program = Program { name: "cases", kind: "example", target: "device_cases" };
 const CASES_PERCENT: &str = "5";
 
-/// The tests that run by default: a minute or two on two cores. Every kernel, one tile of tokens
+/// The tests that run by default, in a minute or two on two cores: every kernel, one tile of tokens
 /// and several, one rank and as many as possible.
 const SHORT: [&str; 9] = [
     "cuda_flash::order",
@@ -45,9 +46,9 @@ const SHORT: [&str; 9] = [
     "overflow::",
     "few_random_plans",
 ];
-/// Also the doorbell, agreement of ranks, and engines that break, below a server too: by a rank
-/// that dies or does not hear its doorbell, but not by one that stalls, since waits of kernels last
-/// long here.
+/// Tests beyond the engine's own: the doorbell, agreement of ranks, and engines that break, also
+/// below a server. They break by a rank that dies or does not hear its doorbell, but not by one
+/// that stalls, because waits of kernels take long here.
 const SUITES: [(Program, &[&str]); 3] = [
     (SUITE, &SHORT),
     (
@@ -61,12 +62,12 @@ const SUITES: [(Program, &[&str]); 3] = [
 ];
 
 const HARNESSES: &str = "kernels/harness";
-/// A small model with every phase; for the routers also one with many experts, in F32; and one with
-/// a real vocabulary, to choose tokens from.
+/// A small model with every phase; below, for the routers, one with many experts in F32; and one
+/// with a real vocabulary, to sample from.
 const MODEL: &str = "kernels/models/toy_pro";
 const MANY_EXPERTS: (&str, [&str; 2]) = ("kernels/models/slice", ["router", "wide_router"]);
 const LARGEST_VOCABULARY: &str = "kernels/harness/sample_model";
-/// Limit of a harness's waits, by clocks that `launch.h` slows down.
+/// Longest wait of a harness, measured by clocks that `launch.h` slows down.
 const HARNESS_WAIT_MS: &str = "2000";
 /// How tests report that they were skipped.
 const SKIPPED: [&str; 2] = ["skipped: ", "skipped from "];
@@ -88,8 +89,8 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Compiles and checks the harnesses while the suites run, which leave cores idle when they compile
-/// kernels.
+/// Compiles and checks the harnesses while the suites run, because the suites leave cores idle
+/// while they compile kernels.
 fn suites_and_harnesses(root: &Path, messages: &str, out: &Path) -> Result<bool, Box<dyn Error>> {
     let harnesses = harnesses(root, out)?;
     thread::scope(|scope| {
@@ -106,7 +107,7 @@ fn suites_and_harnesses(root: &Path, messages: &str, out: &Path) -> Result<bool,
 }
 
 /// Runs the tests whose names contain one of these words, or the short lists. Returns whether all
-/// passed.
+/// of them passed.
 fn suites(messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Error>> {
     let mut passed = true;
     let mut found = tests.is_empty();
@@ -139,7 +140,7 @@ fn suites(messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Er
     Ok(passed)
 }
 
-/// All harnesses, each for the model that it is checked with.
+/// All harnesses, each with the model for which it is checked.
 fn harnesses(root: &Path, out: &Path) -> Result<Vec<Harness>, Box<dyn Error>> {
     let mut harnesses = Vec::new();
     for source in fs::read_dir(root.join(HARNESSES))? {
@@ -158,7 +159,7 @@ fn harnesses(root: &Path, out: &Path) -> Result<Vec<Harness>, Box<dyn Error>> {
     Ok(harnesses)
 }
 
-/// A harness made for a model, and its arguments.
+/// A harness that is built for a model, and its arguments.
 struct Harness {
     name: String,
     model: &'static str,
@@ -169,9 +170,9 @@ struct Harness {
 impl Harness {
     fn new(root: &Path, out: &Path, name: String) -> Result<Self, Box<dyn Error>> {
         let (model, arguments) = match &*name {
-            // Tokens, context and passes.
+            // Number of tokens, context and passes.
             "step" => (MODEL, vec!["20".to_owned(), "70".to_owned(), "2".to_owned()]),
-            // One CTA for each position, then as many as possible.
+            // Once with a CTA for each position, and once with as many CTAs as possible.
             "sample" => {
                 (LARGEST_VOCABULARY, vec![cases(root, out)?, "1".to_owned(), "16".to_owned()])
             }
@@ -185,7 +186,7 @@ impl Harness {
         compiler.current_dir(root);
         compiler.args(["-std=c++20", "-O1", "-march=native", "-ffp-contract=off"]);
         compiler.args(["-fno-strict-aliasing", "-mtls-dialect=gnu2", "-Wno-attributes"]);
-        // It mistakes a pointer of the emulator for what it points to.
+        // The compiler mistakes a pointer of the emulator for the object to which it points.
         compiler.arg("-Wno-stringop-overflow");
         compiler.args(["-x", "c++", "-include", "kernels/emulator/cta.h"]);
         compiler.args(["-I", SOURCES, "-I", "kernels", "-I", "kernels/include", "-I", HARNESSES]);
@@ -210,7 +211,7 @@ impl Harness {
     }
 }
 
-/// A file of cases, with the answers of `crates/sampling`.
+/// A file of cases, with the results of `crates/sampling`.
 fn cases(root: &Path, out: &Path) -> Result<String, Box<dyn Error>> {
     let program = executable(&cargo(root, &BUILD_CASES)?, &CASES).ok_or("cargo made no cases")?;
     let file = out.join(CASES.name);
@@ -232,7 +233,7 @@ fn build(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A number that differs for other sources.
+/// A number that depends on the sources.
 fn version(sources: &Path) -> Result<u64, Box<dyn Error>> {
     let mut hasher = DefaultHasher::new();
     for folder in [sources.to_owned(), sources.join("kilotok/ptx")] {

@@ -1,5 +1,6 @@
-//! Packs what a machine with GPUs and without Rust needs to test and measure the engine: programs,
-//! the kernels' sources, models to measure, and the script that runs them all, `gpu/run.sh`.
+//! Packs everything that a machine with GPUs but without Rust needs to test and measure the engine:
+//! programs, the kernels' sources, models to measure, and the script that runs them all,
+//! `gpu/run.sh`.
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests;
@@ -12,13 +13,13 @@ use std::process::Command;
 use crate::cargo::{Program, cargo, executable, said};
 use crate::tree::Tree;
 
-/// Where the archive goes, below the root.
+/// The archive's folder, relative to the root.
 const OUT: &str = "target/gpu";
 /// The folder in the archive.
 const PACK: &str = "kilotok-gpu";
 const SCRIPT: &str = "crates/xtask/src/gpu/run.sh";
-/// Parts of the repository that are packed as they are: folders, and the files that tests of the
-/// demo read.
+/// Parts of the repository that are packed unchanged: folders, and files that the demo's tests
+/// read.
 const PARTS: &[&str] = &[
     "kernels/",
     "benches/models/",
@@ -28,11 +29,11 @@ const PARTS: &[&str] = &[
     "crates/demo/figures/held_out.figures.json",
     "crates/demo/figures/held_out.rules.json",
 ];
-/// Limit of the archive, which is sent to each machine again, and machines are often held for
-/// minutes only.
+/// Largest archive. It is sent to each new machine, and machines are often available for minutes
+/// only.
 const BYTES_MAX: u64 = 64 << 20;
 
-/// What cargo builds, and the programs of each build.
+/// The builds by cargo, and the programs that are taken from each.
 const BUILDS: &[(&[&str], &[Program])] = &[
     (
         &["test", "--no-run", "-p=kilotok", GPU, BROKEN, DEMO, "-p=kilotok-cuda", "--lib"],
@@ -55,10 +56,10 @@ const BUILDS: &[(&[&str], &[Program])] = &[
 const GPU: &str = "--test=gpu";
 const BROKEN: &str = "--test=broken";
 const DEMO: &str = "--test=demo";
-/// For `kernels/harness/sample.cu`.
+/// Writes the cases for `kernels/harness/sample.cu`.
 const CASES: &str = "--example=device_cases";
 
-/// Packs into a folder, `target/gpu` unless another is given.
+/// Packs into `folder`, by default `target/gpu`.
 pub(crate) fn run(root: PathBuf, folder: Option<&str>) -> Result<(), Box<dyn Error>> {
     let commit = commit(&root)?;
     let folder = folder.map_or_else(|| root.join(OUT), PathBuf::from);
@@ -74,7 +75,7 @@ pub(crate) fn run(root: PathBuf, folder: Option<&str>) -> Result<(), Box<dyn Err
             let from = executable(&messages, program)
                 .ok_or_else(|| format!("cargo {arguments:?} made no {}", program.target))?;
             let to = pack.join("bin").join(program.name);
-            // Without debug info, which is most of it.
+            // Debug info is most of a program's size.
             said(Command::new("strip").arg("-o").args([&to, &from]), "binutils")?;
             parts.push((format!("bin/{}", program.name), fs::metadata(to)?.len()));
         }
@@ -97,7 +98,7 @@ pub(crate) fn run(root: PathBuf, folder: Option<&str>) -> Result<(), Box<dyn Err
     Ok(())
 }
 
-/// The commit, and whether the tree differs from it.
+/// The commit, and whether the working tree differs from it.
 fn commit(root: &Path) -> Result<String, Box<dyn Error>> {
     let trust = format!("safe.directory={}", root.display());
     let describe = ["describe", "--always", "--dirty", "--exclude=*"];
@@ -106,7 +107,7 @@ fn commit(root: &Path) -> Result<String, Box<dyn Error>> {
     Ok(text.trim().to_owned())
 }
 
-/// Copies a folder's files, or one file, and returns how many bytes they have.
+/// Copies a file, or the files of a folder; returns their number of bytes.
 fn copy(tree: &Tree, part: &str, pack: &Path) -> Result<u64, Box<dyn Error>> {
     let mut bytes = 0;
     for file in tree.files.iter().filter(|file| file.path.starts_with(part)) {
@@ -120,13 +121,14 @@ fn copy(tree: &Tree, part: &str, pack: &Path) -> Result<u64, Box<dyn Error>> {
 fn compress(folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let archive = folder.join(PACK).with_added_extension("tar.xz");
     let mut tar = Command::new("tar");
-    // At -9 xz looks back 64 MiB, and so packs the demo model once, which two programs contain.
+    // At -9 xz looks back 64 MiB, so the demo model, which two programs contain, is packed only
+    // once.
     tar.env("XZ_OPT", "-9").arg("-cJf").arg(&archive).arg("-C").arg(folder).arg(PACK);
     said(&mut tar, "tar and xz-utils")?;
     Ok(archive)
 }
 
-/// An archive that is too large is an error that lists its parts.
+/// Fails with a list of the parts if the archive is too large.
 fn check_size(bytes: u64, parts: &[(String, u64)]) -> Result<(), String> {
     if bytes <= BYTES_MAX {
         return Ok(());

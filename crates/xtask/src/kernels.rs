@@ -16,7 +16,7 @@ use table::{Kernel, Table};
 const ARCHITECTURE: &str = "90a";
 /// The model that sources outside `kernels/step` are compiled for.
 const HARNESS_MODEL: &str = "slice";
-/// Where PTX and cubins go, below the root.
+/// The folder for PTX and cubins, relative to the root.
 const OUT: &str = "target/kernels";
 /// A job takes up to half a gigabyte of memory.
 const JOBS_MAX: usize = 8;
@@ -25,11 +25,11 @@ const JOBS_MAX: usize = 8;
 struct Job {
     source: PathBuf,
     model: String,
-    /// Whether it is part of what the engine runs.
+    /// Whether the engine runs this source, so that its kernels are in the table.
     counts: bool,
 }
 
-/// Compiles everything; with `update` the table is written anew.
+/// Compiles everything. With `update`, writes the table anew.
 pub(crate) fn run(root: &Path, update: bool) -> Result<ExitCode, Box<dyn Error>> {
     let version = nvcc_version()?;
     fs::create_dir_all(root.join(OUT))?;
@@ -93,7 +93,7 @@ fn nvcc_version() -> Result<String, Box<dyn Error>> {
     release.map(str::to_owned).ok_or_else(|| format!("nvcc --version says {text:?}").into())
 }
 
-/// Steps for every model, what tests and measures them for one.
+/// The sources of steps for every model, and those of harnesses for one model.
 fn jobs(root: &Path) -> Result<Vec<Job>, Box<dyn Error>> {
     let mut jobs = Vec::new();
     for model in listed(&root.join("kernels/models"), None)? {
@@ -112,7 +112,7 @@ fn jobs(root: &Path) -> Result<Vec<Job>, Box<dyn Error>> {
     Ok(jobs)
 }
 
-/// What is in a folder, sorted.
+/// The entries of a folder, sorted.
 fn listed(folder: &Path, extension: Option<&str>) -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))? {
@@ -125,7 +125,7 @@ fn listed(folder: &Path, extension: Option<&str>) -> Result<Vec<PathBuf>, Box<dy
     Ok(paths)
 }
 
-/// First to PTX, which says how much shared memory a launch must ask for, then to a cubin.
+/// Compiles to PTX, which tells how much shared memory a launch must request, and then to a cubin.
 fn compile(root: &Path, job: &Job) -> Result<Vec<Kernel>, String> {
     let stem = job.source.file_stem().unwrap_or_default().to_string_lossy();
     let out = root.join(OUT).join(format!("{stem}.{}", job.model));
@@ -133,7 +133,8 @@ fn compile(root: &Path, job: &Job) -> Result<Vec<Kernel>, String> {
     let mut nvcc = Command::new("nvcc");
     nvcc.args(["-std=c++20", "-O3", "-lineinfo", "-ptx"])
         .arg(format!("-arch=compute_{ARCHITECTURE}"))
-        // Both kinds of kernels are compiled: those that make stamps, and those that make none.
+        // Both variants are covered: the engine's kernels without stamps, and the harnesses' with
+        // stamps.
         .args((!job.counts).then_some("-DKILOTOK_STAMPS"))
         .args(["-I", "kernels", "-I", "kernels/include", "-I", "kernels/harness", "-I"])
         .arg(Path::new("kernels/models").join(&job.model))
@@ -147,7 +148,7 @@ fn compile(root: &Path, job: &Job) -> Result<Vec<Kernel>, String> {
     Ok(table::kernels(&job.model, &text, &said(root, job, &mut ptxas)?))
 }
 
-/// Runs a compiler; what it said, or the same as an error.
+/// Runs a compiler. Returns its messages, as an error if it failed.
 fn said(root: &Path, job: &Job, command: &mut Command) -> Result<String, String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.current_dir(root).output().map_err(|error| format!("{name}: {error}"))?;

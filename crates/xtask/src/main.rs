@@ -1,9 +1,9 @@
-//! Chores of the repository: `cargo xtask abi` writes the header that CUDA sources include,
-//! `cargo xtask tidy` holds the tree to the house rules, `cargo xtask tidy --update` shrinks the
-//! list of things that are longer than the rules allow. `cargo xtask kernels` compiles the kernels
-//! with nvcc and compares what they take with a table, which `--update` writes. `cargo xtask gpu`
-//! packs what a machine with GPUs and without Rust needs to test and measure; `cargo xtask emulate`
-//! runs the GPU's tests and the kernels' harnesses on the CPU.
+//! Chores of the repository. `cargo xtask abi` writes the header that CUDA sources include. `cargo
+//! xtask tidy` checks the tree against the house rules, and `cargo xtask tidy --update` shrinks the
+//! list of items that are longer than the rules allow. `cargo xtask kernels` compiles the kernels
+//! with nvcc and compares their resources with a table, which `--update` writes. `cargo xtask gpu`
+//! packs everything that a machine with GPUs but without Rust needs to test and measure; `cargo
+//! xtask emulate` runs the GPU's tests and the kernels' harnesses on the CPU.
 
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 

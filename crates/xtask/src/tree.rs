@@ -1,4 +1,4 @@
-//! The files that git tracks or would track, read once. Checks see only this.
+//! The files that git tracks or would track, read once. Checks see only these files.
 
 use std::error::Error;
 use std::fs;
@@ -7,15 +7,15 @@ use std::process::Command;
 
 pub(crate) struct Tree {
     pub(crate) root: PathBuf,
-    /// Sorted by path.
+    /// All files, sorted by path.
     pub(crate) files: Vec<File>,
 }
 
 pub(crate) struct File {
-    /// From the root, with `/`.
+    /// Relative to the root, with `/`.
     pub(crate) path: String,
     pub(crate) bytes: usize,
-    /// Empty when the file is no text.
+    /// Empty if the file is not text.
     pub(crate) text: String,
 }
 
@@ -37,7 +37,7 @@ impl File {
 
 impl Tree {
     pub(crate) fn read(root: PathBuf) -> Result<Self, Box<dyn Error>> {
-        // A checkout may belong to another user than the one who checks it, as in a container.
+        // The checkout may belong to a different user, for example in a container.
         let trust = format!("safe.directory={}", root.display());
         let listing = Command::new("git")
             .args(["-c", &trust, "ls-files", "-coz", "--exclude-standard"])

@@ -1,4 +1,5 @@
-//! Every way to make a good plan illegal. Each changes one thing, and says whether the plan had it.
+//! Every way to make a good plan illegal. Each function changes one thing, and returns whether the
+//! plan had that thing.
 
 use kilotok_abi::{PageId, SlotId};
 use kilotok_engine::{Caps, Row, RowTokens, SlotSetup, StepPlan};
@@ -6,7 +7,7 @@ use kilotok_engine::{Caps, Row, RowTokens, SlotSetup, StepPlan};
 /// Makes a plan illegal; false if it does not apply to this one.
 pub(super) type Spoil = fn(&mut StepPlan, &Caps) -> bool;
 
-/// With the name of the fault that an engine has if it accepts the plan.
+/// Each with the name of the fault of an engine that accepts the plan.
 pub(super) const SPOILS: &[(&str, Spoil)] = &[
     ("a slot beyond the last", |plan, caps| {
         row(plan, |_| true, |row| row.slot = SlotId(caps.slot_count))
@@ -188,7 +189,8 @@ pub(super) const SPOILS: &[(&str, Spoil)] = &[
     }),
 ];
 
-/// Changes the last such row, to find an engine that starts before it has checked all rows.
+/// Changes the last row for which `which` is true, to detect an engine that starts before it has
+/// checked all rows.
 fn row(plan: &mut StepPlan, which: impl Fn(&Row) -> bool, spoil: impl FnOnce(&mut Row)) -> bool {
     let row = plan.rows.iter_mut().rev().find(|row| which(row));
     row.map(spoil).is_some()

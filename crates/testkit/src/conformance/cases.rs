@@ -1,5 +1,5 @@
-//! The requests that the promises are tried with, each with the reply that it gets alone, in as few
-//! rows as possible and without drafts. Prompts are several windows long.
+//! The requests with which the promises are tested. Each has the reply that it gets when run alone,
+//! in as few rows as possible and without drafts. Prompts are several windows long.
 
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, Engine, PageKind};
@@ -39,21 +39,21 @@ impl Case {
         }
     }
 
-    /// Drafts of which the first `right` are right.
+    /// Given drafts, of which the first `right` are correct.
     pub(super) fn guess(&self, count: u32, right: u32) -> Drafts {
         let text = [&self.request.prompt[..], &self.reply.tokens].concat();
         Drafts::Given(Guess { text, count, right })
     }
 }
 
-/// Runs every case together, each in its own way, and compares the replies.
+/// Runs every case, all together and each in its own way, and compares the replies.
 pub(super) fn run_same(host: &mut Host<'_>, way: &str, cases: &[(&Case, How)]) -> Verdict {
     let jobs: Vec<_> = cases.iter().map(|(case, how)| (&case.request, how)).collect();
     let replies = host.run_all(&jobs).map_err(|error| format!("{way}: {error}"))?;
     cases.iter().zip(&replies).try_for_each(|((case, _), reply)| case.same(way, reply))
 }
 
-/// Positions after which a sequence's first tokens are out of every window, and more.
+/// A number of positions after which a sequence's first tokens are outside every window, and more.
 pub(super) fn prompt_length(caps: &Caps) -> usize {
     let windows = caps.groups.iter().filter_map(|group| {
         let times = if group.kind == PageKind::Draft { 2 } else { 3 };
@@ -68,7 +68,7 @@ pub(super) fn text(caps: &Caps, seed: u64, length: usize) -> Vec<TokenId> {
     (0..length).map(|_| stream.below(caps.vocab_size as usize) as TokenId).collect()
 }
 
-/// Greedy, from a random prompt.
+/// A greedy request with a random prompt.
 pub(super) fn plain(engine: &mut dyn Engine, seed: u64, length: usize) -> Result<Case, String> {
     let prompt = text(engine.caps(), seed, length);
     let request = Request { top: top(engine), ..Request::greedy(prompt, REPLY) };
@@ -79,7 +79,7 @@ fn top(engine: &dyn Engine) -> u32 {
     engine.caps().logprobs_max.min(5)
 }
 
-/// Allows one token in three; which ones depends on the token before.
+/// Allows one token in three, depending on the token before.
 fn one_in_three(known: &[TokenId], vocab_size: u32) -> Vec<u32> {
     let last = u64::from(known.last().copied().unwrap_or_default());
     let mut mask = vec![0; vocab_size.div_ceil(32) as usize];
@@ -91,7 +91,7 @@ fn one_in_three(known: &[TokenId], vocab_size: u32) -> Vec<u32> {
     mask
 }
 
-/// A greedy request, a seeded one, and one with everything at once.
+/// A greedy request, a seeded one, and one with all features at once.
 pub(super) fn few(engine: &mut dyn Engine) -> Result<Vec<Case>, String> {
     let mut cases = all_of(engine, &["seeded", "everything"])?;
     let length = prompt_length(engine.caps());
@@ -99,7 +99,7 @@ pub(super) fn few(engine: &mut dyn Engine) -> Result<Vec<Case>, String> {
     Ok(cases)
 }
 
-/// A request for every way in which a token can be chosen.
+/// A request for every way in which tokens can be chosen.
 pub(super) fn all(engine: &mut dyn Engine) -> Result<Vec<Case>, String> {
     all_of(engine, &[])
 }
@@ -115,7 +115,7 @@ fn all_of(engine: &mut dyn Engine, names: &[&str]) -> Result<Vec<Case>, String> 
             continue;
         }
         let mut request = greedy.request.clone();
-        // Different texts and lengths, except for those made to fit the greedy reply.
+        // Texts and lengths differ, except for requests that are made to fit the greedy reply.
         if sampling.temperature > 0.0 {
             request.prompt =
                 text(engine.caps(), sampling.seed, length + sampling.seed as usize % 7);
@@ -173,7 +173,7 @@ fn samplings() -> Vec<(&'static str, Sampling)> {
     ]
 }
 
-/// One, two and three tokens long; the greedy reply would have completed each.
+/// Bad words of one, two and three tokens, each of which the greedy reply would complete.
 fn bad_words(engine: &mut dyn Engine, greedy: &Case) -> Result<Vec<Vec<TokenId>>, String> {
     let mut request = greedy.request.clone();
     let mut reply = greedy.reply.tokens.clone();

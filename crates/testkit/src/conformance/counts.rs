@@ -1,4 +1,4 @@
-//! How far rows advance, and how much a plan may ask for.
+//! How far rows advance, and how much a plan may request.
 
 use kilotok_abi::{PageId, SlotId};
 use kilotok_engine::{Caps, Engine, PageRun, Row, RowTokens, StepPlan, Verification};
@@ -8,8 +8,8 @@ use crate::host::{Drafts, Host, How, Request};
 use super::cases::{REPLY, plain, prompt_length, text};
 use super::{Make, Verdict};
 
-/// With drafts of known quality the number of rows is known. The host checks in every run that no
-/// row produces too many or too few tokens.
+/// With drafts of known accuracy, the number of rows is known. In every run, the host also checks
+/// that no row produces too many or too few tokens.
 pub(super) fn exact(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let length = prompt_length(engine.caps());
@@ -31,7 +31,7 @@ pub(super) fn exact(make: Make<'_>) -> Verdict {
     Ok(())
 }
 
-/// Where acceptance is assumed, wrong drafts count as right ones, or right ones as wrong.
+/// If acceptance is assumed, wrong drafts count as right ones, or right ones as wrong.
 pub(super) fn assumed(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let length = prompt_length(engine.caps());
@@ -90,14 +90,14 @@ fn plans_at_limits(caps: &Caps) -> Vec<(&'static str, StepPlan)> {
     plans
 }
 
-/// A row of so many tokens that are all scored.
+/// A row of `count` tokens, all of which are scored.
 fn scored(caps: &Caps, count: u32) -> Row {
     let row = chunk(caps, 0, 0, count);
     Row { scored: text(caps, 1, count as usize), ..row }
 }
 
-/// A row that enters its slot, with pages counted down from the last one. If there are too few
-/// pages, they are used again.
+/// A row that enters its slot, with pages numbered downwards from the last one. If there are too
+/// few pages, they are used several times.
 pub(super) fn chunk(caps: &Caps, slot: u32, start: u32, count: u32) -> Row {
     let share = |page_count: u32| (page_count / caps.slot_count).max(1);
     let runs = caps.groups.iter().map(|group| {
@@ -130,7 +130,7 @@ pub(super) fn chunk(caps: &Caps, slot: u32, start: u32, count: u32) -> Row {
     }
 }
 
-/// Drafts of an engine without a drafter: as many held ones as possible.
+/// Held drafts, at most as many as the engine can make; none without a drafter.
 pub(super) fn held(engine: &dyn Engine, made: u32, used: u32) -> Drafts {
     let most = if engine.caps().drafter { engine.caps().draft_max } else { 0 };
     Drafts::Held { made: made.min(most), used: used.min(most) }

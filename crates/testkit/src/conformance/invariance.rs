@@ -55,12 +55,12 @@ pub(super) fn chunks(make: Make<'_>) -> Verdict {
     Ok(())
 }
 
-/// Another request with the same start leaves its pages, then goes its own way.
+/// Another request with the same beginning leaves its pages, then continues differently.
 pub(super) fn prefixes(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let cases = few(&mut *engine)?;
     let caps = engine.caps().clone();
-    // Whole pages in every group, so that no row writes to a shared one.
+    // The shared part is whole pages in every group, so that no row writes to a shared page.
     let unit = caps.groups.iter().map(|group| group.page_tokens).max().unwrap_or(1);
     if let Some(group) = caps.groups.iter().find(|group| unit % group.page_tokens != 0) {
         return Err(format!("pages of {unit} and of {} tokens do not align", group.page_tokens));
@@ -78,7 +78,7 @@ pub(super) fn prefixes(make: Make<'_>) -> Verdict {
             let kept = host.run(&first, &how).map_err(|error| error.to_string())?.kept;
             let how = How { prefix: kept.clone(), ..How::default() };
             let drafted = How { drafts: case.guess(3, 2), joins: 2, ..how.clone() };
-            // Two readers of the same pages, one after the other and at once.
+            // Two readers of the same pages: one after the other, and at the same time.
             let way = format!("with {count} tokens from another request");
             run_same(&mut host, &way, &[(case, how.clone()), (case, drafted)])?;
             run_same(&mut host, &way, &[(case, How { chunk: 3, ..how })])?;
@@ -91,7 +91,7 @@ pub(super) fn prefixes(make: Make<'_>) -> Verdict {
     Ok(())
 }
 
-/// Other slots and pages, on an engine whose pages are full of other texts.
+/// Other slots and pages, on an engine whose pages contain other texts.
 pub(super) fn places(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let cases = few(&mut *engine)?;
@@ -122,7 +122,7 @@ pub(super) fn preempted(make: Make<'_>) -> Verdict {
     Ok(())
 }
 
-/// All depths, all drafts used or only some.
+/// All numbers of drafts, with all of them used or only some.
 pub(super) fn drafted(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let cases = all(&mut *engine)?;

@@ -1,13 +1,13 @@
-//! The conformance kit: what every engine promises, one function per promise. Each function makes
-//! engines by a factory, runs the same requests in different ways, and reports which promise was
+//! The conformance kit: the promises of every engine, one function per promise. Each function makes
+//! engines with a factory, runs the same requests in different ways, and reports which promise was
 //! broken and how. It knows engines only through their interface, and checks only that results are
-//! the same every time, not what they are.
+//! the same every time, not that they are right.
 //!
 //! Prompts are three windows long, so the engine under test is a toy with small windows. It has at
 //! least 6 slots, and pages for as many such prompts.
 //!
-//! [`conformance!`](crate::conformance!) makes a test of each promise, so that a new engine costs
-//! one line.
+//! [`conformance!`](crate::conformance!) makes a test of each promise, so that testing a new engine
+//! takes one line.
 
 mod bad_plans;
 mod cases;
@@ -27,8 +27,8 @@ pub type Make<'m> = &'m dyn Fn() -> Box<dyn Engine>;
 
 type Verdict = Result<(), String>;
 
-/// Declares the promises: the enum of broken ones, a function for each, and the macro that makes
-/// them tests. The first argument is a dollar sign, for the inner macro.
+/// Declares the promises: an enum of broken ones, a function for each, and the macro that makes
+/// tests of them. The first argument is a dollar sign, for the inner macro.
 macro_rules! promises {
     ($d:tt $( $(#[$doc:meta])* $name:ident, $broken:ident, $check:path; )*) => {
         /// A broken promise, with what happened instead.

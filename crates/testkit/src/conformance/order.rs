@@ -1,4 +1,4 @@
-//! Submitting, waiting and dropping.
+//! Submitting steps, waiting for them, and dropping engines.
 
 use kilotok_engine::difference;
 use kilotok_engine::trace::{Header, Recorded, Trace, TraceStep, read, replay, write};
@@ -10,7 +10,7 @@ use super::cases::{all, plain, prompt_length, run_same};
 use super::counts::{chunk, held};
 use super::{Make, Verdict};
 
-/// A prompt, then as many tokens one by one, with nothing that has to be known from the output.
+/// Plans for a prompt and then for single tokens, none of which depends on an output.
 fn blind_plans(engine: &dyn Engine, steps: u32) -> Vec<StepPlan> {
     let caps = engine.caps();
     let length = (prompt_length(caps) as u32).min(caps.token_max);
@@ -26,14 +26,14 @@ fn blind_plans(engine: &dyn Engine, steps: u32) -> Vec<StepPlan> {
     (0..steps).map(|step| StepPlan { rows: vec![row(step)] }).collect()
 }
 
-/// What the plans make, one at a time.
+/// The outputs of the plans, run one at a time.
 fn outputs(engine: &mut dyn Engine, plans: &[StepPlan]) -> Result<Vec<StepOutput>, String> {
     let steps = plans.iter().cloned().map(|plan| TraceStep { plan, output: None });
     let trace = Trace { header: Header::new("any", 1), steps: steps.collect() };
     replay(engine, &trace).map_err(|error| error.to_string())
 }
 
-/// An output that was used before, to be overwritten.
+/// An output with old contents, which must be overwritten.
 fn used() -> StepOutput {
     StepOutput { rows: vec![kilotok_engine::RowOutput::default(); 3] }
 }
@@ -142,7 +142,7 @@ pub(super) fn empty(make: Make<'_>) -> Verdict {
     }
 }
 
-/// Records a run of everything, puts the trace into text and back, and replays it.
+/// Records a run with all features, writes the trace as text, reads it, and replays it.
 pub(super) fn replays(make: Make<'_>) -> Verdict {
     let mut engine = Recorded::new(make());
     let cases = all(&mut engine)?;

@@ -9,8 +9,8 @@ use super::cases::{Case, all, prompt_length};
 use super::counts::{chunk, held};
 use super::{Make, Verdict};
 
-/// Runs requests together and, before each step, submits its plan with every illegal change. The
-/// replies must be as if that had not happened.
+/// Runs requests together. Before each step, its plan is submitted with every illegal change. The
+/// replies must be the same as without that.
 pub(super) fn all_spoiled(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let caps = engine.caps().clone();
@@ -46,7 +46,7 @@ pub(super) fn all_spoiled(make: Make<'_>) -> Verdict {
     }
 }
 
-/// Together the rows of these requests have everything that an illegal change applies to.
+/// Between them, the rows of these requests have everything to which an illegal change applies.
 fn how(index: usize, case: &Case, caps: &Caps) -> How {
     let chunk = prompt_length(caps) as u32 / 3;
     match index {
@@ -94,7 +94,7 @@ pub(super) fn held_only(make: Make<'_>) -> Verdict {
     if made < caps.draft_max {
         refuse_row(&mut *engine, "more drafts than are held", from_slot(&sampled, made + 1))?;
     }
-    // None of this changed the slot: its row is still good, and uses the drafts up.
+    // The refusals have not changed the slot: its row is still valid, and uses up the drafts.
     let good = from_slot(&sampled, 0);
     step(&mut *engine, good.clone())?;
     if caps.draft_max > 0 {

@@ -1,5 +1,5 @@
-//! Rejection sampling: tokens depend on how many drafts each row verifies, and on nothing else of
-//! the way that a request is run. `tests/law.rs` checks that they have the target's distribution.
+//! Rejection sampling: tokens depend on the number of drafts that each row verifies, but on nothing
+//! else about how a request is run. `tests/law.rs` checks that they have the target's distribution.
 
 use kilotok_engine::Verification;
 

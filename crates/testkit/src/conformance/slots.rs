@@ -1,4 +1,4 @@
-//! Slots and pages that several requests use, rows with faults, and the processors.
+//! Slots and pages that several requests use, rows with faults, and the sampling processors.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use super::cases::{Case, REPLY, all, few, plain, prompt_length, run_same};
 use super::counts::held;
 use super::{Make, Verdict};
 
-/// A request is cancelled in its prompt, or with drafts held; the next one takes its slot and
-/// pages.
+/// A request is cancelled in its prompt, or while drafts are held; the next request takes its slot
+/// and pages.
 pub(super) fn cancelled(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let length = prompt_length(engine.caps());
@@ -50,7 +50,7 @@ pub(super) fn paused(make: Make<'_>) -> Verdict {
     Ok(())
 }
 
-/// In every other step a request comes for one token and takes the page that was freed last.
+/// In every other step, a request arrives for one token and takes the page that was freed last.
 pub(super) fn freed(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let cases = few(&mut *engine)?;
@@ -89,7 +89,7 @@ fn nothing_after(length: usize, vocab_size: u32, known: &[TokenId]) -> Vec<u32> 
     vec![word; vocab_size.div_ceil(32) as usize]
 }
 
-/// Position of the fault, where prompts are a few tokens long.
+/// The position of the fault. Prompts have only a few tokens.
 const FAULT_AT: usize = 14;
 
 pub(super) fn faults(make: Make<'_>) -> Verdict {
@@ -125,7 +125,7 @@ fn check_fault(doomed: &Case, reply: &Reply) -> Verdict {
     }
 }
 
-/// The fault comes behind accepted drafts, and the last of them begins a page.
+/// The fault comes after accepted drafts, the last of which begins a page.
 const REMAINS_END: u32 = 48;
 
 /// Another request continues from the pages that a fault left, and has the same drafts as when it
@@ -148,7 +148,7 @@ pub(super) fn remains(make: Make<'_>) -> Verdict {
         return Err(format!("{:?} after {} rows", failed.fault, failed.sampled_rows));
     }
     let mut next = Request::greedy([&stuck.prompt[..], &failed.tokens].concat(), REPLY);
-    // With masks the drafts are reported.
+    // With masks, the output reports the drafts.
     next.mask = Some(|_, vocab_size| vec![u32::MAX; vocab_size.div_ceil(32) as usize]);
     let drafts = Drafts::Held { made: caps.draft_max, used: caps.draft_max };
     let how = How { drafts, ..How::default() };
@@ -162,10 +162,10 @@ pub(super) fn remains(make: Make<'_>) -> Verdict {
     }
 }
 
-/// No token is allowed after a draft that is itself forbidden: that position is never reached.
+/// No token is allowed after a draft that is itself forbidden, but that position is never reached.
 fn dead_positions(case: &Case, host: &mut Host<'_>) -> Verdict {
     let mut request = case.request.clone();
-    // The wrong draft is the right token plus one; no token but the right one is even.
+    // Only even tokens are allowed, so the wrong draft, which is the right token plus one, is odd.
     request.mask = Some(|known, vocab_size| {
         let dead = known.len() > FAULT_AT - 4 && known.last().is_some_and(|last| last % 2 == 1);
         let word = if dead { 0 } else { 0x5555_5555 };

@@ -1,4 +1,4 @@
-//! Engines that break one promise each, on purpose: the kit must notice.
+//! Engines that each break one promise on purpose: the kit must detect it.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -10,13 +10,13 @@ use kilotok_engine::{
 use super::PROMISES;
 use crate::scripted::{DraftAccuracy, ScriptedEngine};
 
-/// What a bad engine does to plans, to outputs, and when a plan is refused.
+/// What a bad engine changes in plans and in outputs, and what it does when a plan is refused.
 #[derive(Clone, Copy)]
 struct Defect {
     plan: fn(&mut StepPlan, &mut Notes),
     output: fn(&StepPlan, &mut StepOutput, &Notes),
     refused: fn(&mut ScriptedEngine, &StepPlan, EngineError) -> Result<StepId, EngineError>,
-    /// Adds to the output what should replace it.
+    /// Whether it appends to the old contents of the output instead of replacing them.
     appends: bool,
 }
 
@@ -26,9 +26,9 @@ struct Notes {
     engine: u32,
     in_flight: usize,
     step: u32,
-    /// Step in which each slot was mentioned last, and the one before it.
+    /// The last step in which each slot was mentioned, and the one before it.
     seen: BTreeMap<u32, (u32, u32)>,
-    /// Drafts that a slot held when it was mentioned last.
+    /// The number of drafts that each slot held when it was last mentioned.
     held: BTreeMap<u32, u32>,
 }
 
@@ -47,7 +47,7 @@ struct BadEngine {
 }
 
 thread_local! {
-    /// Engines that this test made.
+    /// The number of engines that this test made.
     static ENGINES: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -119,7 +119,7 @@ fn breaks(promise: &str, defect: Defect) {
     assert!(broken.starts_with(&format!("promise {promise} ")), "{broken}");
 }
 
-/// A test per promise: the promise, then what the engine does differently.
+/// A test per promise: the name of the promise, and the defect of the engine.
 macro_rules! defects {
     ($( $promise:ident { $( $field:ident: $what:expr ),* } )*) => {
         $( #[test]
@@ -139,26 +139,26 @@ macro_rules! defects {
 
 defects! {
     counts { output: |_, out, _| {
-        // Accepts one draft at most.
+        // It accepts one draft at most.
         for row in &mut out.rows {
             row.tokens.truncate(2);
             row.logprobs.truncate(2);
         }
     } }
     assumed { plan: |plan, _| {
-        // Matches all drafts.
+        // It matches all drafts.
         for setup in plan.rows.iter_mut().filter_map(|row| row.setup.as_mut()) {
             setup.verification = Verification::Match;
         }
     } }
     limits { plan: |plan, _| {
-        // Has one row fewer than it promises.
+        // It has one row fewer than it promises.
         if plan.rows.len() == ScriptedEngine::caps().row_max as usize {
             plan.rows[0].slot.0 = u32::MAX;
         }
     } }
     refusals { refused: |engine, plan, error| {
-        // Has already run the rows before the bad one.
+        // It has already run the rows before the bad one.
         if let EngineError::Plan { row, .. } = error && row > 0 {
             let rows = plan.rows[..row].to_vec();
             if let Ok(id) = engine.submit(&StepPlan { rows }) {
@@ -168,7 +168,7 @@ defects! {
         Err(error)
     } }
     held { refused: |engine, plan, error| {
-        // Uses fewer drafts.
+        // It uses fewer drafts.
         let mut plan = plan.clone();
         for row in &mut plan.rows {
             if let RowTokens::Held { draft_count } = &mut row.tokens {
@@ -186,7 +186,7 @@ defects! {
     } }
     replays { output: |_, out, notes| nudge(out, |_| notes.engine % 2 == 1) }
     cancelled { output: |plan, out, notes| {
-        // Keeps state of the request before, if that held drafts.
+        // It keeps state of the previous request if that held drafts.
         let reused = |index: usize| {
             let row = &plan.rows[index];
             row.setup.is_some() && notes.held.get(&row.slot.0).is_some_and(|held| *held > 0)
@@ -194,7 +194,7 @@ defects! {
         nudge(out, reused);
     } }
     paused { plan: |plan, notes| {
-        // Forgets drafts after two steps.
+        // It forgets drafts after two steps.
         for row in &mut plan.rows {
             let (now, before) = notes.seen[&row.slot.0];
             if now - before > 2 && let RowTokens::Held { draft_count } = &mut row.tokens {
@@ -203,7 +203,7 @@ defects! {
         }
     } }
     freed { output: |plan, out, _| {
-        // Reads one page too far back, which another request may have by now.
+        // It reads one page too far back, which may now belong to another request.
         let first = |index: usize| plan.rows[index].pages[1].first;
         nudge(out, |index| first(index) > 8 && plan.rows.len() > 1);
     } }
@@ -213,13 +213,13 @@ defects! {
         }
     } }
     remains { plan: |plan, _| {
-        // Cannot read the drafter's page of another request.
+        // It cannot read the drafter's page of another request.
         for row in plan.rows.iter_mut().filter(|row| row.setup.is_some() && row.start > 0) {
             row.pages[2].pages[0].0 ^= 1;
         }
     } }
     processors { plan: |plan, _| {
-        // Knows no bad words of several tokens.
+        // It ignores bad words of several tokens.
         for setup in plan.rows.iter_mut().filter_map(|row| row.setup.as_mut()) {
             setup.bad_words.retain(|word| word.len() == 1);
         }
@@ -227,14 +227,14 @@ defects! {
     neighbours { output: |plan, out, _| nudge(out, |index| index == 2 && plan.rows.len() > 5) }
     chunks { output: |plan, out, _| nudge(out, |index| plan.rows[index].tokens.count() == 2) }
     prefixes { plan: |plan, _| {
-        // Cannot read a page of another request.
+        // It cannot read a page of another request.
         for row in plan.rows.iter_mut().filter(|row| row.setup.is_some() && row.start > 0) {
             row.pages[1].pages[0].0 ^= 1;
         }
     } }
     places { output: |plan, out, _| nudge(out, |index| plan.rows[index].slot.0 % 3 == 1) }
     preempted { plan: |plan, _| {
-        // Counts what was generated before as part of the prompt.
+        // It counts earlier generated tokens as part of the prompt.
         for setup in plan.rows.iter_mut().filter_map(|row| row.setup.as_mut()) {
             setup.prompt_count = setup.prompt_count.max(setup.history.len() as u32);
         }
@@ -246,7 +246,7 @@ defects! {
         nudge(out, drafted);
     } }
     guessed { plan: |plan, _| {
-        // The mask after the first draft is the one before it.
+        // Its mask after the first draft is the one before it.
         for row in &mut plan.rows {
             if row.masks.len() > 1 {
                 row.masks[1] = row.masks[0].clone();
@@ -254,7 +254,7 @@ defects! {
         }
     } }
     rejection { plan: |plan, _| {
-        // Verifies a draft less in company.
+        // It verifies one draft less if there are other rows.
         let company = plan.rows.len() > 1;
         for row in plan.rows.iter_mut().filter(|_| company) {
             if let RowTokens::Held { draft_count } = &mut row.tokens
@@ -266,7 +266,7 @@ defects! {
         }
     } }
     scores { output: |plan, out, _| {
-        // Scores the last token of a row by a different kernel.
+        // It scores the last token of a row with a different kernel.
         for (row, out) in plan.rows.iter().zip(&mut out.rows) {
             if row.scored.len() > 12 && let Some(last) = out.scored.last_mut() {
                 last.rank += 1;

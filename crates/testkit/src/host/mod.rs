@@ -1,6 +1,7 @@
-//! A minimal host: it drives an engine as a scheduler would, without a scheduler's policy. A
-//! request and the way it is run are separate, so that one request can be run in many ways that
-//! must all give the same reply. It makes plain plans and knows no particular engine.
+//! A minimal host: it drives an engine as a scheduler would, but without a scheduler's policy. A
+//! request and the way in which it is run are separate, so that the same request can be run in many
+//! ways, which must all give the same reply. The host makes simple plans and knows no particular
+//! engine.
 
 mod pages;
 mod sequence;
@@ -19,10 +20,10 @@ use sequence::Sequence;
 
 pub use pages::Prefix;
 
-/// The tokens allowed after these, a bit each, given the size of the vocabulary.
+/// Returns the tokens allowed after these tokens, one bit each, given the size of the vocabulary.
 pub type Mask = fn(&[TokenId], u32) -> Vec<u32>;
 
-/// A [`Mask`] of two tokens in three; which ones depends on the text.
+/// A [`Mask`] that allows two tokens in three, depending on the text.
 pub fn some(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
     let sum = text.iter().sum::<TokenId>();
     let mut mask = vec![0; vocab_size.div_ceil(32) as usize];
@@ -32,7 +33,7 @@ pub fn some(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
     mask
 }
 
-/// A request. The reply must not depend on anything else.
+/// A request. Its reply must not depend on anything else.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub prompt: Vec<TokenId>,
@@ -41,7 +42,7 @@ pub struct Request {
     /// The reply ends after this many tokens, or with one of `setup.end_tokens`.
     pub token_max: u32,
     pub mask: Option<Mask>,
-    /// Alternatives reported beside each token.
+    /// Number of alternatives reported with each token.
     pub top: u32,
     /// Whether the prompt's own tokens are scored.
     pub score: bool,
@@ -50,35 +51,36 @@ pub struct Request {
 /// How a request is run.
 #[derive(Clone, Debug)]
 pub struct How {
-    /// The step in which it is admitted.
+    /// The step in which the request is admitted.
     pub joins: u32,
-    /// It is cancelled, that is, never mentioned again, after this many rows.
+    /// The request is cancelled, that is, never mentioned again, after this many rows.
     pub leaves: Option<u32>,
-    /// Steps in which it is not mentioned.
+    /// Steps in which the request is not mentioned.
     pub pause: Range<u32>,
     /// Most tokens of a row, without drafts. Prompts are cut into such chunks.
     pub chunk: u32,
     pub drafts: Drafts,
-    /// It is preempted each time it has this many tokens.
+    /// The request is preempted each time it has this many tokens.
     pub preempt: Vec<u32>,
     /// Pages of an earlier request that hold the start of the prompt.
     pub prefix: Option<Prefix>,
-    /// Positions whose pages are kept for later requests, see [`Reply::kept`].
+    /// The number of positions whose pages are kept for later requests, see [`Reply::kept`].
     pub keep: Option<u32>,
 }
 
-/// Where the drafts of a request come from.
+/// The source of a request's drafts.
 #[derive(Clone, Debug)]
 pub enum Drafts {
-    /// None; a row brings its token.
+    /// No drafts: the host gives each row its tokens.
     None,
     /// The engine makes this many; a row uses at most `used` of them.
     Held { made: u32, used: u32 },
-    /// The host makes them.
+    /// The host makes the drafts.
     Given(Guess),
 }
 
-/// Drafts from a text: of `count` tokens the first `right` are the text's, the others are wrong.
+/// Drafts from a text: `count` tokens, of which the first `right` are the text's and the others are
+/// wrong.
 #[derive(Clone, Debug)]
 pub struct Guess {
     /// Prompt and reply.
@@ -93,16 +95,16 @@ pub struct Reply {
     pub tokens: Vec<TokenId>,
     /// One per token.
     pub logprobs: Vec<TokenLogprobs>,
-    /// Of the prompt's tokens, the first one and those of a reused prefix left out.
+    /// Scores of the prompt's tokens, without the first token and those of a reused prefix.
     pub scored: Vec<TokenLogprobs>,
     pub fault: Option<RowFault>,
-    /// All drafts that were reported; not part of what must be the same.
+    /// All drafts that were reported. They may differ between runs.
     #[serde(skip)]
     pub drafts: Vec<TokenId>,
-    /// Rows that chose tokens; not part of what must be the same.
+    /// The number of rows that chose tokens. It may differ between runs.
     #[serde(skip)]
     pub sampled_rows: u32,
-    /// Pages kept as [`How::keep`] asked.
+    /// The pages that [`How::keep`] asked to keep.
     #[serde(skip)]
     pub kept: Option<Prefix>,
 }
@@ -112,7 +114,7 @@ pub struct Reply {
 pub enum HostError {
     #[error("step {step}: {source}")]
     Engine { step: u32, source: EngineError },
-    /// An output that does not fit its plan.
+    /// An output that does not match its plan.
     #[error("step {step}, row {row}: {reason}")]
     Output { step: u32, row: usize, reason: String },
     #[error("group {group} has no free page; the run is too large for the engine")]
@@ -121,15 +123,15 @@ pub enum HostError {
     OutOfSlots,
     #[error("nothing to do in step {step}, yet not all replies are complete")]
     Stuck { step: u32 },
-    /// What a [`Probe`] found.
+    /// The finding of a [`Probe`].
     #[error("before step {step}: {reason}")]
     Probe { step: u32, reason: String },
 }
 
-/// Called with every plan before it is submitted.
+/// Called with every plan before the plan is submitted.
 pub type Probe<'p> = dyn FnMut(&mut dyn Engine, &StepPlan) -> Result<(), String> + 'p;
 
-/// Drives one engine. Pages and slots are its own from the first run to the last.
+/// Drives one engine. The host manages the engine's pages and slots from its first run to its last.
 pub struct Host<'e> {
     engine: &'e mut dyn Engine,
     caps: Caps,
@@ -171,7 +173,7 @@ impl Reply {
 }
 
 impl Default for How {
-    /// Alone, from the first step, in as few rows as possible.
+    /// Run alone, from the first step, in as few rows as possible.
     fn default() -> Self {
         Self {
             joins: 0,
@@ -187,7 +189,7 @@ impl Default for How {
 }
 
 impl<'e> Host<'e> {
-    /// The order of pages and slots follows from the seed.
+    /// The seed determines the order of pages and slots.
     pub fn new(engine: &'e mut dyn Engine, seed: u64) -> Self {
         let caps = engine.caps().clone();
         let mut slots: Vec<_> = (0..caps.slot_count).map(SlotId).collect();
@@ -201,12 +203,12 @@ impl<'e> Host<'e> {
         Ok(replies.remove(0))
     }
 
-    /// Runs requests together; the replies come in the same order.
+    /// Runs requests together. Replies are in the order of the requests.
     pub fn run_all(&mut self, jobs: &[(&Request, &How)]) -> Result<Vec<Reply>, HostError> {
         self.run_probed(jobs, &mut |_, _| Ok(()))
     }
 
-    /// Like [`Host::run_all`], with a look at the engine before each step.
+    /// Like [`Host::run_all`], with a probe of the engine before each step.
     pub fn run_probed(
         &mut self,
         jobs: &[(&Request, &How)],
@@ -224,7 +226,7 @@ impl<'e> Host<'e> {
                 let slot = self.slots.pop().ok_or(HostError::OutOfSlots)?;
                 running.push((index, Sequence::new(request, how, slot, &self.caps)));
             }
-            // Rows change places from step to step.
+            // Rows change their order from step to step.
             let turn = usize::from(running.len() > 1);
             running.rotate_left(turn);
             self.step_all(&mut running, probe, !waiting.is_empty())?;
@@ -237,7 +239,7 @@ impl<'e> Host<'e> {
         Ok(replies)
     }
 
-    /// One step of everything that runs.
+    /// Runs one step of all running requests.
     fn step_all(
         &mut self,
         running: &mut [(usize, Sequence<'_>)],

@@ -1,5 +1,5 @@
-//! The pages of a sequence, and the free ones. Freed pages are handed out again first, so that a
-//! sequence which still reads one finds another sequence's keys in it.
+//! The pages of a sequence, and the free pages. Freed pages are handed out first, so that a
+//! sequence that still reads such a page finds another sequence's keys in it.
 
 use kilotok_abi::PageId;
 use kilotok_engine::{Caps, PageGroup, PageRun};
@@ -12,7 +12,7 @@ use super::HostError;
 pub(super) struct Pools(Vec<Vec<PageId>>);
 
 impl Pools {
-    /// All pages of the engine, in an order that follows from the seed.
+    /// All pages of the engine, in an order that depends on the seed.
     pub(super) fn new(caps: &Caps, seed: u64) -> Self {
         let mut stream = Stream::new(seed);
         let shuffled = |group: &PageGroup| {
@@ -28,22 +28,22 @@ impl Pools {
     }
 }
 
-/// The pages that a sequence has in one group, without gaps.
+/// The pages of a sequence in one group, without gaps.
 #[derive(Clone, Debug, Default)]
 struct Table {
-    /// Number of the first one in the sequence.
+    /// The number of the first of these pages within the sequence.
     first: u32,
     pages: Vec<PageId>,
-    /// Pages below this one belong to another sequence.
+    /// Pages below this number belong to another sequence.
     borrowed_end: u32,
 }
 
-/// The pages that a sequence has, by group.
+/// The pages of a sequence, by group.
 #[derive(Clone, Debug)]
 pub(super) struct Tables(Vec<Table>);
 
-/// Pages that hold the first `count` tokens of a text, as far as a sequence that continues it may
-/// read them.
+/// The pages with the first `count` tokens of a text, as far as a sequence that continues the text
+/// may read them.
 #[derive(Clone, Debug)]
 pub struct Prefix {
     pub(super) count: u32,
@@ -70,7 +70,7 @@ impl Tables {
         }
     }
 
-    /// Takes pages until positions below `end` have one.
+    /// Takes pages until all positions below `end` have one.
     pub(super) fn cover(
         &mut self,
         groups: &[PageGroup],
@@ -86,8 +86,8 @@ impl Tables {
         Ok(())
     }
 
-    /// Gives back the pages that a step starting at `start` can no longer read, except those that a
-    /// prefix of `kept` positions needs.
+    /// Gives back the pages that a step starting at `start` can no longer read, except those of a
+    /// prefix of `kept` positions.
     pub(super) fn trim(
         &mut self,
         groups: &[PageGroup],
@@ -109,7 +109,7 @@ impl Tables {
         }
     }
 
-    /// As few pages as a step over `start..end` may name.
+    /// As few pages as a step over `start..end` needs.
     pub(super) fn runs(&self, groups: &[PageGroup], start: u32, end: u32) -> Vec<PageRun> {
         let run = |(table, group): (&Table, &PageGroup)| {
             let first = group.first_needed(start) / group.page_tokens;

@@ -1,5 +1,5 @@
-//! A running request: makes its next row, applies the output, and checks that the output fits the
-//! row.
+//! A running request: makes its next row, applies the output, and checks that the output matches
+//! the row.
 
 use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{Caps, PageRun, Row, RowOutput, RowTokens, SlotSetup, TokenLogprobs};
@@ -15,12 +15,12 @@ pub(super) struct Sequence<'r> {
     fresh: bool,
     /// Prompt and reply.
     known: Vec<TokenId>,
-    /// Positions below this have their keys in the pages.
+    /// The keys of positions below this are in the pages.
     done: u32,
     tables: Tables,
-    /// Drafts in the slot, if it holds the newest token.
+    /// The number of drafts in the slot, if the slot holds the newest token.
     held: Option<u32>,
-    /// Those drafts, if they were reported.
+    /// The drafts themselves, if they were reported.
     drafts: Vec<TokenId>,
     preempted: usize,
     rows: u32,
@@ -56,7 +56,7 @@ impl<'r> Sequence<'r> {
         self.how.pause.contains(&step)
     }
 
-    /// The next row, of at most `budget` tokens; `None` if that is too few.
+    /// The next row, of at most `budget` tokens; `None` if the budget is too small.
     pub(super) fn row(
         &mut self,
         caps: &Caps,
@@ -111,7 +111,7 @@ impl<'r> Sequence<'r> {
         Ok(Some(row))
     }
 
-    /// Drafts that the reply and the step have room for.
+    /// The number of drafts for which the reply and the step have room.
     fn draft_room(&self, budget: u32) -> u32 {
         let missing = self.request.token_max - self.reply.tokens.len() as u32;
         budget.min(missing.saturating_sub(1))
@@ -149,7 +149,7 @@ impl<'r> Sequence<'r> {
         masks
     }
 
-    /// The drafts of a row, as far as the host knows them.
+    /// The drafts of a row, if the host knows them.
     fn row_drafts(&self, row: &Row) -> Vec<TokenId> {
         let count = row.tokens.draft_count() as usize;
         match &row.tokens {
@@ -171,7 +171,7 @@ impl<'r> Sequence<'r> {
     /// Applies a row's output.
     ///
     /// # Errors
-    /// What does not fit the row.
+    /// Says what does not match the row.
     pub(super) fn take(&mut self, row: &Row, out: &RowOutput, caps: &Caps) -> Result<(), String> {
         let drafts = self.row_drafts(row);
         check(row, &drafts, out, caps)?;
@@ -201,7 +201,7 @@ impl<'r> Sequence<'r> {
         Ok(())
     }
 
-    /// Frees pages that left the window, or all of them when it is time to be preempted.
+    /// Frees pages that have left the window; or all pages, when it is time to be preempted.
     pub(super) fn settle(&mut self, caps: &Caps, pools: &mut Pools, slots: &mut Vec<SlotId>) {
         let count = self.reply.tokens.len() as u32;
         let preempt = self.how.preempt.get(self.preempted);
@@ -216,7 +216,7 @@ impl<'r> Sequence<'r> {
         }
     }
 
-    /// Gives back all pages but those to be kept.
+    /// Gives back all pages except those to be kept.
     pub(super) fn finish(mut self, caps: &Caps, pools: &mut Pools) -> Reply {
         match self.how.keep {
             Some(count) => {
@@ -229,7 +229,7 @@ impl<'r> Sequence<'r> {
 }
 
 impl super::Guess {
-    /// Drafts for the positions from `from` on.
+    /// Drafts for positions from `from` on.
     fn drafts(&self, from: usize, caps: &Caps) -> Vec<TokenId> {
         let text = self.text.iter().skip(from).take(self.count.min(caps.draft_max) as usize);
         let guess = |(index, token): (usize, &TokenId)| {
@@ -239,7 +239,7 @@ impl super::Guess {
     }
 }
 
-/// Checks that an output fits its row, as far as that is known without the model.
+/// Checks that an output matches its row, as far as that can be known without the model.
 fn check(row: &Row, drafts: &[TokenId], out: &RowOutput, caps: &Caps) -> Result<(), String> {
     let expect = |what: &str, found: usize, wanted: usize| {
         if found == wanted { Ok(()) } else { Err(format!("{found} {what}, expected {wanted}")) }
@@ -287,7 +287,7 @@ fn check(row: &Row, drafts: &[TokenId], out: &RowOutput, caps: &Caps) -> Result<
 fn check_logprobs(found: &TokenLogprobs, token: TokenId, top: usize) -> Result<(), String> {
     let TokenLogprobs { chosen, rank, top: listed } = found;
     let in_order = listed.is_sorted_by(|a, b| a.logprob >= b.logprob);
-    // Logits may differ where their log-probabilities are rounded to the same number.
+    // Different logits may have log-probabilities that are rounded to the same number.
     let likelier = listed.iter().filter(|other| other.logprob > chosen.logprob).count();
     let rank_fits = match listed.iter().position(|other| other.token == token) {
         Some(place) => listed[place] == *chosen && (likelier..=place).contains(&(*rank as usize)),

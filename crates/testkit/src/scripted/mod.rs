@@ -1,6 +1,6 @@
 //! An engine without a model, for tests of everything above the interface. It keeps every promise
-//! of the conformance kit. Its tokens depend on the content of the pages that a plan names, so a
-//! mistake in a page table shows as a wrong token. It costs about a microsecond per token.
+//! of the conformance kit. Its tokens depend on the contents of the pages that a plan names, so a
+//! mistake in a page table results in a wrong token. It takes about a microsecond per token.
 
 mod script;
 mod slots;
@@ -20,10 +20,10 @@ use state::{Memory, SequenceState, logits};
 
 pub use script::{Script, repeat_prompt};
 
-/// How well an engine's drafter guesses what the likeliest tokens will be.
+/// How well an engine's drafter guesses the likeliest tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DraftAccuracy {
-    /// Each draft is right in so many of a hundred cases, and wrong for sure otherwise.
+    /// Each draft is right with a probability of this many percent, and otherwise certainly wrong.
     Percent(u32),
     /// Always this token, which a request may have forbidden.
     Always(TokenId),
@@ -69,7 +69,7 @@ impl ScriptedEngine {
     }
 
     /// # Panics
-    /// If no page group sees everything, or one is of no use.
+    /// If no page group holds all positions, or if a group is of no use.
     pub fn new(caps: Caps, skill: DraftAccuracy) -> Self {
         let full = caps.groups.iter().filter(|group| group.kind != PageKind::Draft);
         assert!(full.clone().any(|group| group.window.is_none()), "no group sees the whole text");
@@ -87,13 +87,14 @@ impl ScriptedEngine {
         }
     }
 
-    /// Gives the engine a script: the token that it names is by far the likeliest.
+    /// Gives the engine a script: the token that the script names is by far the likeliest.
     #[must_use]
     pub fn with_script(self, script: Script) -> Self {
         Self { script: Some(script), ..self }
     }
 
-    /// Makes the wait for a step fail, counting accepted plans from 0. The step does not happen.
+    /// Makes the wait for a step fail; the number counts accepted plans from 0. The step is not
+    /// run.
     pub fn fail_at(&mut self, step: u64, error: EngineError) {
         self.failures.insert(step, error);
     }
@@ -153,7 +154,7 @@ impl ScriptedEngine {
         }
     }
 
-    /// Drafts what follows the newest token. Without the right context in the pages every draft is
+    /// Drafts the tokens after the newest one. If the context in the pages is wrong, every draft is
     /// wrong.
     fn draft(
         &mut self,
@@ -229,12 +230,12 @@ impl Engine for ScriptedEngine {
     }
 }
 
-/// One past the last position whose token stays: the row's own tokens and the accepted drafts.
+/// The end of the positions whose tokens stay: the row's own tokens and the accepted drafts.
 fn advanced(row: &Row, out: &RowOutput) -> u32 {
     row.end() - row.tokens.draft_count() + (out.tokens.len() as u32).saturating_sub(1)
 }
 
-/// The first of equal ones.
+/// The likeliest token; if several are equal, the first.
 fn likeliest(logits: &[f32]) -> TokenId {
     let best = (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
     best.unwrap_or_default() as TokenId
@@ -289,7 +290,7 @@ mod tests {
         keeps_every_promise(&caps, DraftAccuracy::Percent(80));
     }
 
-    /// Tokens of a reply, and how many rows they took.
+    /// The tokens of a reply, and the number of rows that they took.
     fn rows(skill: DraftAccuracy, spoil: fn(&mut StepPlan)) -> (Vec<TokenId>, u32) {
         struct Spoiled(ScriptedEngine, fn(&mut StepPlan));
         impl Engine for Spoiled {
@@ -322,7 +323,7 @@ mod tests {
         assert!((20..40).contains(&some), "{some} rows");
     }
 
-    /// A wrong page shows as a wrong token, a wrong page of the drafter as wrong drafts.
+    /// A wrong page results in a wrong token; a wrong page of the drafter results in wrong drafts.
     #[test]
     fn every_page_counts() {
         fn spoil(plan: &mut StepPlan, group: usize, page: usize) {

@@ -1,8 +1,9 @@
-//! Scripts: what a scripted engine answers, given the text so far. They know tokens, not pages.
+//! Scripts: the answers of a scripted engine, given the text so far. Scripts know tokens, not
+//! pages.
 
 use kilotok_abi::TokenId;
 
-/// The token that should follow a text, if any in particular.
+/// Returns the token that should follow a text, if the script names one.
 pub type Script = Box<dyn Fn(&[TokenId]) -> Option<TokenId> + Send>;
 
 /// Repeats what the prompt says, for a vocabulary whose tokens 0 to 255 are the bytes. The reply is

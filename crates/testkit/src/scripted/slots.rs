@@ -1,4 +1,5 @@
-//! The state of a scripted engine's slot, and how a row's tokens are chosen, which `sampling` does.
+//! The state of a scripted engine's slots, and the choice of a row's tokens, for which it uses
+//! `sampling`.
 
 use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{
@@ -17,11 +18,11 @@ pub(super) struct Slots {
 
 struct Slot {
     sampler: Sampler,
-    /// Start of the next row that takes its tokens from here, with the last chosen token.
+    /// The start of the next row that takes its tokens from this slot, and the last chosen token.
     newest: Option<(u32, TokenId)>,
     drafts: Vec<TokenId>,
     verification: Verification,
-    /// Those drafts with the law of each, under rejection sampling.
+    /// With rejection sampling: the drafts, and the distribution from which each was drawn.
     proposal: Proposal,
 }
 
@@ -59,7 +60,7 @@ impl Slots {
         }
     }
 
-    /// Sets the slot up if the row says so, and returns the row's tokens.
+    /// Sets the slot up if the row has a setup, and returns the row's tokens.
     pub(super) fn enter(&mut self, row: &Row) -> Vec<TokenId> {
         let place = &mut self.slots[row.slot.0 as usize];
         if let Some(setup) = &row.setup {
@@ -83,7 +84,7 @@ impl Slots {
         }
     }
 
-    /// Samples the row's tokens from the logits after each of them.
+    /// Chooses the row's tokens from the logits after each of its tokens.
     pub(super) fn choose(
         &mut self,
         row: &Row,
@@ -135,7 +136,8 @@ impl Slots {
         out
     }
 
-    /// Chooses the next draft by the drafter's logits; the first one is for the position `first`.
+    /// Chooses the next draft from the drafter's logits. The first draft is for the position
+    /// `first`.
     pub(super) fn draft(&mut self, slot: SlotId, first: u32, logits: &[f32]) -> TokenId {
         let slot = self.slots[slot.0 as usize].as_mut().expect("the row entered it");
         let Verification::Rejection { draft_temperature } = slot.verification else {

@@ -1,7 +1,7 @@
-//! The arithmetic that stands in for a model. Every position stores a number in each page group, as
-//! a layer stores keys and values. The result of a position is a hash of the numbers that it
-//! attends to: first those of the windows, then, with that result, those of the whole text, and the
-//! next position's numbers depend on it. So a page that is missing, stale or another sequence's
+//! The arithmetic that replaces a model. Every position stores a number in each page group, as a
+//! layer stores keys and values. The result of a position is a hash of the numbers that it attends
+//! to: first those of the windows, then, together with that result, those of the whole text. The
+//! next position's numbers depend on it, so a page that is missing, stale or another sequence's
 //! changes every later token. An engine with a script stores the text in its pages too.
 
 use kilotok_abi::TokenId;
@@ -9,10 +9,10 @@ use kilotok_engine::{Caps, PageGroup, PageKind, PageRun};
 
 use crate::mix::mix;
 
-/// The pages of all groups: one number per position.
+/// The pages of all groups, with one number per position.
 pub(super) struct Memory {
     groups: Vec<Vec<u64>>,
-    /// The token at each position, in pages of the first group that sees everything.
+    /// The token at each position, in the pages of the first group that holds all positions.
     tokens: Vec<TokenId>,
     whole: usize,
 }
@@ -59,7 +59,7 @@ fn place(group: &PageGroup, run: &PageRun, position: u32) -> usize {
     (page.0 * group.page_tokens + position % group.page_tokens) as usize
 }
 
-/// A sequence as its pages show it, and the hashes that follow from it.
+/// A sequence as stored in its pages, and the hashes that depend on it.
 #[derive(Clone)]
 pub(super) struct SequenceState {
     position: u32,
@@ -71,15 +71,15 @@ pub(super) struct SequenceState {
 struct Layer {
     group: usize,
     window: Option<u32>,
-    /// Position of the first value.
+    /// The position of the first value.
     first: u32,
     values: Vec<u64>,
-    /// Where the layer sees everything: the running hash of all values.
+    /// For a layer that attends to all positions: the running hash of all values.
     folds: Vec<u64>,
 }
 
 impl SequenceState {
-    /// Reads what the positions below `start` stored.
+    /// Reads the values that positions below `start` have stored.
     pub(super) fn read(memory: &Memory, caps: &Caps, runs: &[PageRun], start: u32) -> Self {
         let target = caps.groups.iter().enumerate().filter(|(_, g)| g.kind != PageKind::Draft);
         let layers = target.map(|(group, spec)| {
@@ -96,7 +96,7 @@ impl SequenceState {
         Self { position: start, layers }
     }
 
-    /// Appends a token. Returns the state that decides which token follows it.
+    /// Appends a token. Returns the state that determines the next token.
     pub(super) fn push(&mut self, token: TokenId) -> u64 {
         let before = self.position.checked_sub(1).map_or(0, |before| self.context(before));
         let mut state = mix(before ^ mix(u64::from(self.position) << 32 | u64::from(token)));
@@ -127,7 +127,7 @@ impl SequenceState {
         }
     }
 
-    /// What the drafter's context should be at a position: the hash of the text up to it.
+    /// The correct context of the drafter at a position: the hash of the text up to it.
     pub(super) fn context(&self, position: u32) -> u64 {
         let everything = self.layers.last().expect("a group sees the whole text");
         everything.folds[position as usize]
@@ -154,9 +154,8 @@ impl Layer {
     }
 }
 
-/// The logits that a state stands for. One token in sixteen is likelier than the others, so that
-/// replies repeat themselves and penalties have an effect. A wanted token is certain, unless it is
-/// forbidden.
+/// The logits of a state. One token in sixteen is likelier than the others, so that replies contain
+/// repetitions and penalties have an effect. A wanted token is certain unless it is forbidden.
 pub(super) fn logits(state: u64, vocab_size: u32, wanted: Option<TokenId>) -> Vec<f32> {
     const CERTAIN: f32 = 40.0;
     let logit = |token: u32| {

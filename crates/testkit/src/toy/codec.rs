@@ -1,6 +1,6 @@
-//! Number formats of checkpoints, in both directions, written from their definitions and
-//! independently of the code that serves models. Scales are chosen so that code times scale is
-//! exact in F32.
+//! Number formats of checkpoints, for writing and reading. The code is written from the formats'
+//! definitions and independent of the code that serves models. Scales are chosen so that code times
+//! scale is exact in F32.
 
 use half::bf16;
 use kilotok_model::{FP8_TILE, Format, LayerWeight, MXFP4_GROUP, WeightDecl, WeightId};
@@ -19,7 +19,7 @@ pub(super) enum Stored {
 }
 
 impl Stored {
-    /// In the weight's own format. Floats are BF16, except in routers.
+    /// Rounds values to the weight's own format. Floats are BF16, except in routers.
     pub(super) fn quantise(decl: &WeightDecl, values: &[f32]) -> Self {
         match (decl.format, decl.id) {
             (
@@ -72,7 +72,7 @@ impl Stored {
     }
 }
 
-/// Place of an FP8 value's scale: tiles of 128 columns, rows as the format counts them.
+/// The index of an FP8 value's scale: tiles of 128 columns, and rows as the format counts them.
 fn fp8_tile(decl: &WeightDecl, row: usize, col: usize) -> usize {
     decl.format.scale_row(row) * decl.cols().div_ceil(FP8_TILE) + col / FP8_TILE
 }
@@ -86,7 +86,7 @@ fn fp8(decl: &WeightDecl, values: &[f32]) -> Stored {
         let largest = &mut scales[tile(index)];
         *largest = largest.max(value.abs());
     }
-    // Twelve significant bits, rounded up; a code has four.
+    // Scales have twelve significant bits, rounded up; codes have four.
     for scale in &mut scales {
         *scale = f32::from_bits(((*scale / 448.0).to_bits() | 0xfff) + 1);
     }
@@ -100,7 +100,7 @@ fn mxfp4(values: &[f32]) -> Stored {
     let mut scales = Vec::with_capacity(values.len() / MXFP4_GROUP);
     for group in values.chunks_exact(MXFP4_GROUP) {
         let largest = group.iter().fold(f32::MIN_POSITIVE, |max, value| max.max(value.abs()));
-        // The largest value becomes 4 to 8, and what is above 6 is cut.
+        // The largest value of a group becomes a number from 4 to 8; values above 6 are clipped.
         let scale = (largest.log2().floor() as i32 - 2 + 127) as u8;
         scales.push(scale);
         let code = |value: f32| e2m1_code(value / e8m0_value(scale));
@@ -124,7 +124,8 @@ fn e4m3_code(value: f32) -> u8 {
     let magnitude = value.abs().min(448.0);
     let exponent = (magnitude.max(f32::MIN_POSITIVE).log2().floor() as i32).max(-6);
     let steps = (magnitude * 2f32.powi(3 - exponent)).round() as u8;
-    // Steps count from the exponent below, so rounding up to the next one needs no special case.
+    // Steps are counted from the exponent below, so rounding up to the next exponent needs no
+    // special case.
     let code = ((exponent + 6) as u8 * 8) + steps;
     if value < 0.0 { code | 128 } else { code }
 }
@@ -154,7 +155,7 @@ mod tests {
         for code in (0..=u8::MAX).filter(|code| code & 127 != 127) {
             let value = e4m3_value(code);
             assert_eq!(e4m3_value(e4m3_code(value)), value);
-            // A third of the way to the next one up.
+            // A third of the way to the next larger value.
             let above = e4m3_value(code & 128 | ((code & 127).min(125) + 1));
             assert_eq!(e4m3_value(e4m3_code(value + (above - value) * 0.3)), value, "{code:#x}");
         }

@@ -1,8 +1,9 @@
-//! The toys' configs, as on the hub: same fields, same oddities, small numbers.
+//! The configs of the toys, as on the hub: the same fields and the same oddities, with small
+//! numbers.
 
 use serde_json::{Map, Value, json};
 
-/// What all toys share.
+/// The fields that all toys share.
 fn base(windows: &[u8]) -> Map<String, Value> {
     let dense_first: Vec<u8> = (0..windows.len()).map(|layer| u8::from(layer > 0)).collect();
     object(json!({
@@ -67,15 +68,15 @@ pub(super) fn dense() -> Value {
     Value::Object(config)
 }
 
-/// The same with networks wider than any CTA's first share of them.
+/// The same with networks that are wider than the first share of any CTA.
 pub(super) fn wide() -> Value {
     let mut config = object(dense());
     config.insert("intermediate_size".into(), json!(WIDE));
     Value::Object(config)
 }
 
-/// The dense form with kinds of different widths, not all of which are whole steps of a matrix:
-/// attention of 320 in full layers and 512 in others, networks of 512.
+/// The dense form with layers of different widths, not all of which are a multiple of a matrix
+/// step: attention of 320 in full layers and 512 in others, networks of 512.
 pub(super) fn uneven() -> Value {
     let mut config = object(dense());
     config.append(&mut object(json!({
@@ -87,14 +88,14 @@ pub(super) fn uneven() -> Value {
     Value::Object(config)
 }
 
-/// Its drafter, whose networks have 320.
+/// The drafter of `uneven`, whose networks have a width of 320.
 pub(super) fn uneven_drafter() -> Value {
     let mut config = object(flash_drafter());
     config.insert("intermediate_size".into(), json!(320));
     Value::Object(config)
 }
 
-/// Three tiles of 8 rows for each of the 132 CTAs of an H100, and some more.
+/// Three tiles of 8 rows for each of the 132 CTAs of an H100, and a few more rows.
 const WIDE: usize = 3232;
 
 /// V2.5-Pro's form with a dense network in every layer.
@@ -152,8 +153,9 @@ pub(super) fn pro_fp4() -> Value {
     Value::Object(config)
 }
 
-/// V2.6-Flash's form: projections fused in as many chunks as there are global K/V heads, half of
-/// those of window layers; towers for pictures and sound. Its vocabulary has room for a tokenizer.
+/// V2.6-Flash's form: projections fused in as many chunks as there are global K/V heads, which is
+/// half of the K/V heads in window layers; towers for images and audio. Its vocabulary has room for
+/// a tokenizer.
 pub(super) fn v2_6_flash() -> Value {
     let mut config = object(pro_fp4());
     config.append(&mut object(json!({
@@ -167,7 +169,7 @@ pub(super) fn v2_6_flash() -> Value {
     Value::Object(config)
 }
 
-/// As Qwen's FP8 files have it.
+/// In the form of Qwen's FP8 files.
 pub(super) fn qwen3_moe() -> Value {
     json!({
         "architectures": ["Qwen3MoeForCausalLM"],
@@ -215,7 +217,7 @@ pub(super) fn qwen3_dense() -> Value {
     Value::Object(config)
 }
 
-/// As z-lab publishes them, with attention as in the drafters of gpt-oss.
+/// In the form that z-lab publishes, with attention like that of gpt-oss's drafters.
 pub(super) fn qwen3_drafter() -> Value {
     let mut config = object(gpt_oss_drafter());
     config.append(&mut object(json!({
@@ -278,7 +280,7 @@ pub(super) fn gpt_oss() -> Value {
     })
 }
 
-/// As z-lab publishes them.
+/// In the form that z-lab publishes.
 pub(super) fn gpt_oss_drafter() -> Value {
     json!({
         "architectures": ["DFlashDraftModel"],
@@ -308,14 +310,14 @@ pub(super) fn gpt_oss_drafter() -> Value {
     })
 }
 
-/// The same model with floats throughout.
+/// The same model with floats only.
 pub(super) fn unquantised(config: Value) -> Value {
     let mut config = object(config);
     config.remove("quantization_config");
     Value::Object(config)
 }
 
-/// The same model in the form that has q, k and v apart.
+/// The same model in the form with separate q, k and v projections.
 pub(super) fn split(config: Value) -> Value {
     let mut config = object(config);
     config.remove("attention_projection_layout");
@@ -324,7 +326,7 @@ pub(super) fn split(config: Value) -> Value {
     Value::Object(config)
 }
 
-/// As V2.5 and V2.5-Pro have it. Its vocabulary size is wrong, as theirs is.
+/// In the form of V2.5 and V2.5-Pro. Its vocabulary size is wrong, like theirs.
 pub(super) fn pro_drafter() -> Value {
     let mut config = drafter();
     config.append(&mut object(json!({
@@ -352,7 +354,7 @@ pub(super) fn pro_drafter() -> Value {
     Value::Object(config)
 }
 
-/// That of V2.6-Flash, which has the types of its layers in place of `use_swa`.
+/// The drafter of V2.6-Flash, which has the types of its layers in place of `use_swa`.
 pub(super) fn v2_6_drafter() -> Value {
     let mut config = object(pro_drafter());
     config.append(&mut object(json!({
@@ -373,7 +375,7 @@ pub(super) fn v2_6_drafter() -> Value {
     Value::Object(config)
 }
 
-/// As V2.6 has it.
+/// In the form of V2.6.
 pub(super) fn flash_drafter() -> Value {
     let mut config = drafter();
     config.append(&mut object(json!({

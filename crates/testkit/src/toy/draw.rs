@@ -1,17 +1,17 @@
-//! Random weights with healthy statistics: streams of order one, attention that is not uniform,
-//! experts that are all used, logits with a deviation of about two, and replies that do not
-//! converge to one token.
+//! Random weights with healthy statistics: residual streams of order one, attention that is not
+//! uniform, experts that are all used, logits with a standard deviation of about two, and replies
+//! that do not converge to one token.
 
 use kilotok_model::{FP8_TILE, Format, LayerWeight, MXFP4_GROUP, ModelSpec, WeightDecl, WeightId};
 
 use crate::mix::Stream;
 
-/// Logits by which the favourite tokens are raised.
+/// Amounts that are added to the logits of the favourite tokens.
 const FAVOURS: [f32; 8] = [22.0, 14.0, 11.0, 9.5, 8.5, 8.0, 7.5, 7.0];
-/// Logits by which a token is lowered after itself.
+/// The amount that is subtracted from a token's logit after the token itself.
 const AVERSION: f32 = 12.0;
 
-/// The values of a weight, which follow from its name and the seed alone.
+/// The values of a weight, which depend only on its name and the seed.
 pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32> {
     // Weights that share a tensor have the same name.
     let id = format!("{:?}", decl.id);
@@ -19,7 +19,8 @@ pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32>
     let mut stream = Stream::named(name, seed);
     let (rows, cols) = (decl.rows(), decl.cols());
     let mut value = |row: usize, col: usize| match decl.id {
-        // Every token has a component in one direction, which the head turns into its favour.
+        // Every embedding has a component in one direction, which the head turns into the token's
+        // favour.
         WeightId::Embedding => own(row, col) + 0.8 * direction(col),
         WeightId::DraftMask => 0.5 * stream.normal() + 0.7 * direction(col),
         WeightId::Head => {
@@ -38,30 +39,30 @@ pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32>
     if let (WeightId::Embedding, Some(drafter)) = (decl.id, &spec.drafter)
         && drafter.own_mask
     {
-        // The published tables have almost nothing there; the drafter brings its own embedding.
+        // In published tables this row is almost zero; the drafter has its own embedding.
         let row = drafter.mask_token as usize * cols..(drafter.mask_token as usize + 1) * cols;
         values[row].iter_mut().for_each(|value| *value *= 1e-5);
     }
     values
 }
 
-/// The component of an embedding that belongs to its token.
+/// The component of an embedding that is specific to its token.
 fn own(token: usize, col: usize) -> f32 {
     Stream::new((token as u64) << 20 | col as u64).normal()
 }
 
-/// A direction in which all dimensions count alike.
+/// A direction in which all dimensions have the same weight.
 fn direction(col: usize) -> f32 {
     if (col * 7 + col / 5).is_multiple_of(3) { -1.0 } else { 1.0 }
 }
 
-/// The favourites are spread over the vocabulary, so that each rank has some.
+/// The favourites are spread over the vocabulary, so that each rank has some of them.
 fn favour(token: usize) -> f32 {
     let place = (0..FAVOURS.len()).find(|place| (37 * place + 11) % 256 == token);
     place.map_or(0.0, |place| FAVOURS[place])
 }
 
-/// Deviation of a product with a vector of ones.
+/// The standard deviation of a product with a vector of ones.
 fn gain(id: WeightId) -> f32 {
     match id {
         WeightId::Layer(_, _, weight) | WeightId::Expert(_, _, weight) => match weight {
@@ -73,8 +74,8 @@ fn gain(id: WeightId) -> f32 {
     }
 }
 
-/// Makes neighbouring scales differ by a factor of two and more, so that a wrong one does not look
-/// like rounding.
+/// Makes adjacent scales differ by a factor of two or more, so that the effect of a wrong scale
+/// cannot be taken for rounding.
 fn emphasise(decl: &WeightDecl, values: &mut [f32]) {
     let cols = decl.cols();
     for (index, value) in values.iter_mut().enumerate() {

@@ -52,7 +52,7 @@ pub(super) fn write(toy: &Toy, folder: &Path, files: Files) -> io::Result<()> {
             (Part::Target, _) => add(&mut target, decl, stored),
         }
     }
-    // String order, in which expert 10 comes before expert 2, as published files have it.
+    // Sorted as strings, so that expert 10 comes before expert 2, as in published files.
     let mut target: Vec<_> = target.into_values().collect();
     let spec = toy.spec();
     target.extend(left_out().into_iter().filter(|own| spec.skip_reason(&own.name).is_some()));
@@ -66,8 +66,8 @@ pub(super) fn write(toy: &Toy, folder: &Path, files: Files) -> io::Result<()> {
     }
 }
 
-/// Tensors of the multi-token prediction layers and of the towers for pictures and sound, which
-/// published checkpoints have and kilotok does not read.
+/// Tensors of the multi-token prediction layers and of the towers for images and audio. Published
+/// checkpoints have them, and kilotok does not read them.
 fn left_out() -> [FileTensor; 3] {
     let names = [
         "model.mtp.layers.0.enorm.weight",
@@ -80,7 +80,7 @@ fn left_out() -> [FileTensor; 3] {
     })
 }
 
-/// Adds a weight's tensors, or its part of tensors that other weights share.
+/// Adds a weight's tensors, or its part of tensors that it shares with other weights.
 fn add(tensors: &mut BTreeMap<String, FileTensor>, decl: &WeightDecl, stored: &Stored) {
     for (tensor, (dtype, bytes)) in decl.stored().into_iter().zip(stored.tensors()) {
         let whole = tensors.entry(tensor.name.clone()).or_insert_with(|| FileTensor {
@@ -94,7 +94,7 @@ fn add(tensors: &mut BTreeMap<String, FileTensor>, decl: &WeightDecl, stored: &S
             continue;
         }
         let (whole_row, row) = (whole.bytes.len() / tensor.rows, bytes.len() / decl.rows());
-        // Columns are apart only in rows that hold more than this weight.
+        // Columns are only apart in rows that have more than this weight.
         let run = if row == whole_row { row } else { row / decl.cols() };
         for (index, values) in bytes.chunks_exact(row).enumerate() {
             for (col, values) in values.chunks_exact(run).enumerate() {

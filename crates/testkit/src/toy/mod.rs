@@ -1,9 +1,9 @@
-//! Small models of every family with real checkpoints: every feature of the published ones, values
-//! drawn at random and quantised here; and *twins*, which hold the same numbers as plain floats. An
-//! engine must give the same results for a checkpoint and its twin.
+//! Small models of every family with real checkpoints: they have every feature of the published
+//! ones, and random values that are quantised here. A *twin* has the same numbers as plain floats.
+//! An engine must give the same results for a checkpoint and its twin.
 //!
-//! A few favourite tokens of a toy are likely after any other, to the target and the drafter alike,
-//! so that drafts are accepted now and then. This crate writes checkpoints and does not read them.
+//! A few favourite tokens of a toy are likely after any other token, for the target and the drafter
+//! alike, so that some drafts are accepted. This crate writes checkpoints and does not read them.
 
 mod codec;
 mod config;
@@ -37,7 +37,7 @@ pub struct Toy {
 }
 
 impl Toy {
-    /// The toy that a trace names.
+    /// The toy with the name that a trace has.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "flash" => Some(Self::flash()),
@@ -56,13 +56,14 @@ impl Toy {
         }
     }
 
-    /// V2-Flash's form: split projections, floats. More query heads than K/V heads, other counts in
-    /// window layers than elsewhere, and more than ten experts.
+    /// V2-Flash's form: split projections, floats. It has more query heads than K/V heads, other
+    /// numbers of heads in window layers than in the others, and more than ten experts.
     pub fn flash() -> Self {
         Self::draw("flash", config::flash(), Some(config::flash_drafter()), 11)
     }
 
-    /// The same without experts: no near tie of two experts turns rounding into another result.
+    /// The same without experts: two experts that nearly tie cannot turn rounding into another
+    /// result.
     pub fn dense() -> Self {
         Self::draw("dense", config::dense(), Some(config::flash_drafter()), 11)
     }
@@ -143,8 +144,8 @@ impl Toy {
         })
     }
 
-    /// The float twin in which every token goes to the last experts: no near tie of two experts
-    /// turns rounding into another result.
+    /// The float twin in which every token goes to the last experts: two experts that nearly tie
+    /// cannot turn rounding into another result.
     #[must_use]
     pub fn with_fixed_experts(&self) -> Self {
         self.float_twin().change("fixed experts", |decl, values| {
@@ -200,7 +201,7 @@ impl Toy {
         spec(&self.config, self.drafter_config.as_ref())
     }
 
-    /// The values of a weight; of a split projection also where the toy's own is fused.
+    /// The values of a weight; of a split projection even if the toy has it fused.
     fn floats(&self, spec: &ModelSpec, id: WeightId) -> Vec<f32> {
         let find = |id| self.weights.iter().find(|(decl, _)| decl.id == id);
         if let Some((decl, stored)) = find(id) {
@@ -229,7 +230,7 @@ fn is_router_bias(id: WeightId) -> bool {
 }
 
 /// # Panics
-/// If a toy's config is not one that kilotok reads.
+/// If kilotok cannot read the toy's config.
 fn spec(config: &Value, drafter_config: Option<&Value>) -> ModelSpec {
     let knobs = Knobs::default();
     let text = config.to_string();
@@ -258,8 +259,9 @@ fn split(fused: &[f32], chunks: usize, spec: &AttentionSpec, weight: LayerWeight
     chunks.flat_map(|chunk| &chunk[rows.start * cols..rows.end * cols]).copied().collect()
 }
 
-/// The tokens of a greedy reply, if the log-probabilities of the two likeliest are nowhere nearer
-/// than this. Engines whose numbers differ by less than half of it choose the same tokens.
+/// The tokens of a greedy reply, if the log-probabilities of the two likeliest tokens differ by at
+/// least `gap` everywhere. Engines whose numbers differ by less than half of it choose the same
+/// tokens.
 fn steady_reply(
     engine: &mut dyn Engine,
     prompt: &[TokenId],
@@ -272,8 +274,8 @@ fn steady_reply(
     Ok(gaps.all(|found| found >= gap).then_some(reply.tokens))
 }
 
-/// The first of a thousand random prompts whose greedy reply is the same on all these engines, with
-/// no smaller gap than this, to compare engines that round differently.
+/// Finds a prompt for comparing engines that round differently: the first of a thousand random
+/// prompts whose greedy reply is the same on all these engines, with gaps of at least `gap`.
 pub fn steady_prompt(
     engines: &mut [Box<dyn Engine>],
     length: usize,
@@ -370,7 +372,7 @@ mod tests {
         let all = |toy: &Toy| -> Vec<f32> {
             toy.weights.iter().flat_map(|(decl, stored)| stored.values(decl)).collect()
         };
-        // The same multiset: splitting moves rows and nothing else.
+        // As multisets they must be equal, because splitting only moves rows.
         let sorted = |mut values: Vec<f32>| {
             values.sort_by(f32::total_cmp);
             values

@@ -1,5 +1,5 @@
-//! `mask_embedding.pt`: a dict as `torch.save` writes it, that is, an uncompressed zip archive of a
-//! pickle and the raw bytes of one tensor.
+//! `mask_embedding.pt`: a dict as written by `torch.save`: an uncompressed zip archive of a pickle
+//! and the raw bytes of one tensor.
 
 use half::bf16;
 
@@ -54,13 +54,14 @@ fn int(out: &mut Vec<u8>, value: u32) {
     out.extend(value.to_le_bytes());
 }
 
-/// An archive of stored entries in one folder, each entry's bytes at a multiple of 64.
+/// An archive of uncompressed entries in one folder. The bytes of each entry start at a multiple of
+/// 64.
 fn zip(folder: &str, entries: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in entries {
         let name = format!("{folder}/{name}");
         let offset = out.len() as u32;
-        // An extra field "FB", filled with Z, as torch has it.
+        // An extra field "FB", filled with Z, as torch writes it.
         let header = 30 + name.len() + 4;
         let padding = (64 - (out.len() + header) % 64) % 64;
         let common = common(&name, bytes);

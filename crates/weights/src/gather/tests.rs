@@ -1,4 +1,4 @@
-//! Slices of made-up tensors whose every value tells where it was stored.
+//! Slices of made-up tensors in which every value tells where it was stored.
 
 use kilotok_model::{LayerWeight, Part as Files, Ranks, Shard, Stack, WeightId};
 
@@ -59,7 +59,8 @@ impl Fused {
         (self.q_heads * self.qk_dim + self.kv_heads * (self.qk_dim + self.v_dim)) / self.chunks
     }
 
-    /// Stored row of a head's dimension, and the code that its kind is filled with.
+    /// The stored row of a dimension of a head, and the code with which rows of its kind are
+    /// filled.
     fn stored_row(&self, kind: char, head: usize, dim: usize) -> (usize, u8) {
         let (q_each, kv_each) = (self.q_heads / self.chunks, self.kv_heads / self.chunks);
         let k_start = q_each * self.qk_dim;
@@ -72,7 +73,7 @@ impl Fused {
         (head / each * self.chunk_rows() + start + head % each * dims + dim, code)
     }
 
-    /// (kind, head, dimension) of each row of a rank, in an engine's order.
+    /// The kind, head and dimension of each row of a rank, in an engine's order.
     fn wanted(&self, ranks: Ranks) -> Vec<(char, usize, usize)> {
         let group = self.q_heads / self.kv_heads;
         let each = self.q_heads / ranks.count;
@@ -91,8 +92,8 @@ impl Fused {
     }
 }
 
-/// Each kind has a value of its own, and each scale of each chunk. So a value tells its kind, and
-/// the row and column of the scale that was used.
+/// Each kind has its own value, and each chunk has its own scales. A read value therefore tells its
+/// kind, and the row and column of the scale that was used.
 #[test]
 fn fused_projections_give_each_rank_its_heads_and_their_scales() {
     const COLS: usize = 256;
@@ -140,7 +141,7 @@ fn fused_projections_give_each_rank_its_heads_and_their_scales() {
     }
 }
 
-/// What the test above would miss if the layout were [Q; K; V] with scales every 128 rows.
+/// In the test above, the layout [Q; K; V] with scales every 128 rows would give other rows.
 #[test]
 fn the_plain_layout_is_another() {
     let pro = Fused { chunks: 8, q_heads: 128, kv_heads: 8, qk_dim: 192, v_dim: 128 };
@@ -198,7 +199,7 @@ fn mxfp4_is_cut_between_groups() {
 
 #[test]
 fn fp8_is_cut_anywhere() {
-    // 3 tiles of columns, the last one not whole, in parts of 40: parts begin within tiles.
+    // 3 column tiles, the last one incomplete, in parts of 40 columns: parts begin within tiles.
     let (rows, cols) = (200, 320);
     let decl = decl(&[rows, cols], Format::Fp8 { chunk_rows: rows }, Shard::Columns);
     let stored = [vec![F8_TWO; rows * cols], f32_bytes((0..2 * 3).map(|i| i as f32))];
@@ -231,13 +232,14 @@ fn floats_become_fp8_alike_on_all_ranks() {
         {
             let largest = wanted.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
             for (found, wanted) in found.iter().zip(wanted) {
-                // Three bits behind the first one, or the smallest step of the largest value.
+                // The rounding of a code with three mantissa bits, or the smallest step for the
+                // largest value.
                 let step = (wanted.abs() / 8.0).max(largest / 448.0 / 512.0);
                 assert!((found - wanted).abs() <= step * 0.5001, "{row} {tile}: {found} {wanted}");
             }
         }
     }
-    // 80 columns for each rank, so that tiles are shared.
+    // 80 columns per rank, so that ranks share tiles.
     for rank in 0..4 {
         let part = read(&decl, Ranks { rank, count: 4 }, Dtype::F32, &stored).unwrap();
         for (part, whole) in decoded(&part).iter().zip(&found) {
@@ -260,7 +262,8 @@ fn floats_keep_their_type_and_vectors_are_one_row() {
     assert_eq!(tensor.bytes(), 4);
 }
 
-/// E8M0 at both ends: products stay exact down to subnormals, and what would overflow is refused.
+/// E8M0 at both ends of its range: products stay exact down to subnormals, and scales that would
+/// overflow are refused.
 #[test]
 fn extreme_scales() {
     let decl = decl(&[1, 32], Format::Mxfp4, Shard::Columns);
@@ -278,7 +281,7 @@ fn extreme_scales() {
     }
 }
 
-/// Flaws are told by their place in the whole stored tensor, whatever part is read.
+/// Errors give the place in the whole stored tensor, whatever part is read.
 #[test]
 fn flaws_are_told_where_they_are() {
     let last = Ranks { rank: 1, count: 2 };
@@ -330,7 +333,8 @@ fn slices_beyond_the_weight_are_refused() {
     }
 }
 
-/// `[2 experts, gate and up rows in turn, 64 columns]`: MXFP4 rows, and the place of a bad scale.
+/// A stack `[2 experts, alternating gate and up rows, 64 columns]`: its MXFP4 rows, and the place
+/// of a bad scale.
 #[test]
 fn a_part_of_a_stack_is_its_rows_alone() {
     let up = |shard| WeightDecl {
@@ -346,7 +350,8 @@ fn a_part_of_a_stack_is_its_rows_alone() {
     let mut scales = vec![127; 16 * 2];
     let stored = [codes.clone(), scales.clone()];
     let tensor = read(&up(Shard::Rows), Ranks { rank: 1, count: 2 }, Dtype::U8, &stored).unwrap();
-    // Rows 9, 11, 13 and 15 are the expert's up; their values are those of codes 1, 3, 5 and 7.
+    // Rows 9, 11, 13 and 15 are the expert's up weight. They have the values of codes 1, 3, 5 and
+    // 7.
     assert_eq!(decoded(&tensor), [[3.0; 64], [6.0; 64]]);
     let tensor =
         read(&up(Shard::Columns), Ranks { rank: 0, count: 2 }, Dtype::U8, &stored).unwrap();

@@ -1,6 +1,6 @@
-//! Talks to the hub: the list of a model's files, and their bytes. Every request is built by
-//! `hf-hub`, which knows the address and the token. A broken transfer goes on where it stopped,
-//! in this pull or in the next; a file counts as there only when its hash is the listed one.
+//! Talks to the hub: requests the list of a model's files, and their bytes. `hf-hub` builds every
+//! request, because it knows the address and the token. An interrupted transfer continues where it
+//! stopped, in this pull or in the next. A file counts as complete only if it has the listed hash.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -23,7 +23,7 @@ use super::{
     HubConfig, HubError, ModelRef, PARALLEL_MAX, RemoteFile, is_commit, is_hex, is_needed,
 };
 
-/// The longest silence on a connection, which also bounds how late a cancel is seen.
+/// The longest silence on a connection, and so the longest delay until a cancel is noticed.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 pub(super) const BUFFER_BYTES: usize = 256 << 10;
 
@@ -45,7 +45,7 @@ struct Sibling {
     rfilename: String,
     size: Option<u64>,
     blob_id: Option<String>,
-    /// Set for a large file, whose blob in git only points to it.
+    /// Set for a large file, which git stores as a pointer.
     lfs: Option<Lfs>,
 }
 
@@ -80,10 +80,11 @@ impl<'a> Client<'a> {
         self.api.repo(self.model.repo_at(revision))
     }
 
-    /// Asks for the commit of the revision and for the name, size and hash of each file.
+    /// Requests the commit of the revision, and the name, size and hash of each file.
     pub(super) fn list(&self, flow: &Flow) -> Result<Listing, HubError> {
         let repo = self.repo(self.model.revision());
-        // Two tries: this is where a wrong address or a missing network shows, and quickly.
+        // Only two tries: a wrong address or a missing network shows here first, and should show
+        // quickly.
         let answered: Answer = persist(&PAUSES[..1], flow, || {
             let request = repo.info_request().query("blobs", "true");
             let response = self.send(request, &self.model.to_string())?;
@@ -103,7 +104,7 @@ impl<'a> Client<'a> {
         Ok(Listing { commit: answered.sha, files })
     }
 
-    /// The listing comes from outside: its names become paths.
+    /// Checks a file of the listing. The listing comes from outside, and its names become paths.
     fn checked(&self, file: Sibling) -> Result<RemoteFile, HubError> {
         let (hash, size) = match file.lfs {
             Some(lfs) => (Some(lfs.sha256), Some(lfs.size)),
@@ -121,7 +122,7 @@ impl<'a> Client<'a> {
         Ok(RemoteFile { name, hash, size })
     }
 
-    /// Fetches the blobs of `files`, which are all different, [`PARALLEL_MAX`] at a time.
+    /// Fetches the blobs of `files`, which must be different, [`PARALLEL_MAX`] at a time.
     pub(super) fn download(
         &self,
         commit: &str,
@@ -150,7 +151,7 @@ impl<'a> Client<'a> {
         flow.end()
     }
 
-    /// Fetches one blob, or what an earlier pull left of it to fetch.
+    /// Fetches one blob, except for the bytes that an earlier pull has left.
     fn fetch(
         &self,
         repo: &ApiRepo,
@@ -175,7 +176,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// One request for the bytes that are still missing.
+    /// Sends one request for the bytes that are still missing.
     fn transfer(
         &self,
         repo: &ApiRepo,
@@ -191,7 +192,7 @@ impl<'a> Client<'a> {
             .info_request()
             .uri(url)
             .header("Range", format!("bytes={start}-"))
-            // Compressed bytes have other offsets.
+            // Offsets in compressed bytes would differ.
             .header("Accept-Encoding", "identity");
         let response = self.send(request, &format!("{} of {}", file.name, self.model))?;
         let mut known = partial.known_bytes(&response)?;
@@ -214,7 +215,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Sends a request and turns every answer but success into an error that says what to do.
+    /// Sends a request. Every answer but success becomes an error that says what to do.
     fn send(
         &self,
         request: RequestBuilder<WithoutBody>,
@@ -241,7 +242,8 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// What another try may mend is passing; a bad certificate or address stays.
+    /// Tells failures that another try may overcome from those that will stay, such as a bad
+    /// certificate or address.
     fn unreachable(&self, what: &str, source: ureq::Error) -> Failure {
         use ureq::Error::{ConnectionFailed, HostNotFound, Io, Protocol, Timeout};
         let passing =
@@ -281,7 +283,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// `hf-hub` puts names into URLs as they are.
+/// Encodes a name for a URL, because `hf-hub` does not.
 fn percent_encoded(name: &str) -> String {
     name.bytes().fold(String::new(), |mut url, byte| {
         if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {

@@ -1,4 +1,4 @@
-//! How a pull goes on and ends: cancelling, trying again, giving up.
+//! The control flow of a pull: cancelling, trying again, giving up.
 
 use std::sync::OnceLock;
 use std::thread;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::HubError;
 use crate::Progress;
 
-/// Pauses before trying again what brought nothing. The first is none: most often the hub has
-/// only closed an idle connection.
+/// Pauses before the next try after a try that brought no bytes. The first pause is zero: most
+/// often the hub has only closed an idle connection.
 pub(super) const PAUSES: [Duration; 5] = [
     Duration::ZERO,
     Duration::from_secs(1),
@@ -17,7 +17,7 @@ pub(super) const PAUSES: [Duration; 5] = [
     Duration::from_secs(8),
 ];
 
-/// What the threads of one pull share: the caller's ear and the first error.
+/// State that the threads of a pull share: the caller's progress and the first error.
 pub(super) struct Flow<'a> {
     progress: &'a dyn Progress,
     failed: OnceLock<HubError>,
@@ -36,12 +36,13 @@ impl<'a> Flow<'a> {
         self.progress.advance(bytes);
     }
 
-    /// Ends the other threads. Only the first error counts: the later ones come of it.
+    /// Ends the other threads with an error. Only the first error counts, since it causes the later
+    /// ones.
     pub(super) fn fail(&self, error: HubError) {
         let _ = self.failed.set(error);
     }
 
-    /// How it went, once the threads are done.
+    /// The outcome, once the threads are done.
     pub(super) fn end(&mut self) -> Result<(), HubError> {
         self.failed.take().map_or(Ok(()), Err)
     }
@@ -64,10 +65,10 @@ impl<'a> Flow<'a> {
     }
 }
 
-/// Why a try ended without a result.
+/// The reason why a try ended without a result.
 pub(super) enum Failure {
     Final(HubError),
-    /// Worth another try; `gained` when this one brought bytes.
+    /// Worth another try. `gained` if this one brought bytes.
     Passing {
         error: HubError,
         gained: bool,
@@ -80,8 +81,8 @@ impl From<HubError> for Failure {
     }
 }
 
-/// Tries until there is a result, a final error, or as many fruitless tries in a row as there
-/// are pauses, and one.
+/// Tries until there is a result or a final error, or until more tries in a row than there are
+/// pauses have brought no bytes.
 pub(super) fn persist<T>(
     pauses: &[Duration],
     flow: &Flow,

@@ -2,10 +2,10 @@
 //! so that either finds what the other downloaded.
 //!
 //! The crate `hf-hub` knows the layout of the cache, builds every request and carries the token;
-//! `fetch` adds what it lacks: transfers that resume, can be cancelled and are checked against
-//! the hash that the hub lists. `store` is the cache on disk. A snapshot gets its links only
-//! when every file is there and right, and the branch moves to it last, so an interrupted pull
-//! never shows a half-fetched model. Nothing here reads the environment: the app fills
+//! `fetch` adds what it lacks: transfers that resume, can be cancelled and are checked against the
+//! hash that the hub lists. `store` is the cache on disk. A snapshot gets its links only when every
+//! file is complete and correct, and the branch is moved to the snapshot last, so an interrupted
+//! pull never shows a half-fetched model. Nothing here reads the environment: the app fills in
 //! [`HubConfig`].
 
 mod fetch;
@@ -29,7 +29,7 @@ use store::Store;
 /// The public hub, for an app whose user set no `HF_ENDPOINT`.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// Files in flight at once, as many as Python's `huggingface_hub` takes.
+/// Most files that are fetched at once, as in Python's `huggingface_hub`.
 pub const PARALLEL_MAX: usize = 8;
 
 /// Where and how to reach the hub.
@@ -45,7 +45,7 @@ pub struct HubConfig {
     pub offline: bool,
 }
 
-/// By hand, because a config gets printed and the token is a secret.
+/// Written by hand, because configs are printed and the token is a secret.
 impl fmt::Debug for HubConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HubConfig")
@@ -70,7 +70,7 @@ impl ModelRef {
         &self.id
     }
 
-    /// `main` unless the user named one.
+    /// The revision that the user named, else `main`.
     pub fn revision(&self) -> &str {
         &self.revision
     }
@@ -89,7 +89,7 @@ impl fmt::Display for ModelRef {
     }
 }
 
-/// Both parts become folder names, so what could leave the cache is refused with the rest.
+/// Both parts become folder names, so names that could lead out of the cache are refused too.
 impl FromStr for ModelRef {
     type Err = HubError;
 
@@ -124,7 +124,7 @@ fn is_hub_name(name: &str) -> bool {
         && !name.contains("..")
 }
 
-/// Git's rule for the names of refs, without the characters that a URL or a path gives a meaning.
+/// Git's rule for names of refs, without the characters that have a meaning in URLs or paths.
 fn is_revision(revision: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
     revision.split('/').all(|part| {
@@ -139,12 +139,12 @@ fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// A whole commit id, which needs no look-up.
+/// Whether this is a complete commit id, which needs no look-up.
 fn is_commit(revision: &str) -> bool {
     is_hex(revision, 40)
 }
 
-/// Why a model cannot be had, with what to do about it.
+/// The reason why a model cannot be fetched, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error("`{name}` is no model on the hub: {why}")]
@@ -205,16 +205,18 @@ impl HubError {
     }
 }
 
-/// A file of a model as the hub lists it.
+/// A file of a model, as listed by the hub.
 struct RemoteFile {
     /// Its path in the repository.
     name: String,
-    /// The hash of its content, which names it in the cache: SHA-256, or git's for a small file.
+    /// The hash of the content, under which the cache stores it: SHA-256, or git's hash for a small
+    /// file.
     hash: String,
     size: u64,
 }
 
-/// What a model is loaded and served from, and no other format of the same weights.
+/// Whether a model is loaded or served from the file. Other formats of the same weights are left
+/// out.
 fn is_needed(name: &str) -> bool {
     const NAMES: [&str; 4] =
         ["config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"];
@@ -227,11 +229,11 @@ fn is_needed(name: &str) -> bool {
         || SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
 
-/// Returns the snapshot folder that holds every file the model needs (its configs, tokenizer,
-/// template and weights, and all of `dflash/`), after downloading what is absent.
+/// Returns the snapshot folder with every file that the model needs (its configs, tokenizer,
+/// template and weights, and all of `dflash/`), after downloading the missing ones.
 ///
-/// `progress` is told the bytes of the files that are absent, before the first of them; what an
-/// earlier pull left of those counts as arrived. It hears nothing when nothing is absent.
+/// `progress` gets the number of missing bytes before the first of them; bytes that an earlier pull
+/// has left of a missing file count as arrived. It is not called if nothing is missing.
 pub fn pull(
     model: &ModelRef,
     config: &HubConfig,
@@ -249,7 +251,7 @@ pub fn pull(
 
     if !unlinked.is_empty() {
         let _lock = store.lock()?;
-        // Equal files are one blob, and two threads must not write to it.
+        // Equal files are one blob, which two threads must not write at the same time.
         let mut seen = BTreeSet::new();
         let absent: Vec<&RemoteFile> = unlinked
             .iter()

@@ -1,4 +1,4 @@
-//! A file on its way into the cache.
+//! A file that is being downloaded into the cache.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -13,7 +13,7 @@ use super::fetch::BUFFER_BYTES;
 use super::flow::Flow;
 use super::{HubError, RemoteFile};
 
-/// A file that is arriving: what is on disk and the hash of it.
+/// A file that is being downloaded: its bytes on disk so far, and their hash.
 pub(super) struct Partial<'a> {
     file: &'a RemoteFile,
     path: &'a Path,
@@ -23,7 +23,7 @@ pub(super) struct Partial<'a> {
 }
 
 impl<'a> Partial<'a> {
-    /// Takes up what an earlier pull left, which has to be read for the hash.
+    /// Opens the bytes that an earlier pull has left. They are read for the hash.
     pub(super) fn open(
         file: &'a RemoteFile,
         path: &'a Path,
@@ -59,12 +59,13 @@ impl<'a> Partial<'a> {
         self.file
     }
 
-    /// The bytes that are there.
+    /// Number of bytes on disk.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 
-    /// How many bytes at the start of an answer are here already. Its headers must fit the file.
+    /// How many bytes at the beginning of an answer are on disk already. Fails if the answer's
+    /// headers do not fit the file.
     pub(super) fn known_bytes(&self, response: &Response<Body>) -> Result<u64, HubError> {
         let field = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let (known, total) = if response.status().as_u16() == 206 {
@@ -76,7 +77,7 @@ impl<'a> Partial<'a> {
             })?;
             (0, total)
         } else {
-            // A server without ranges sends the start again.
+            // A server without ranges sends the file from its beginning.
             (self.len, field("Content-Length").unwrap_or_default())
         };
         match total.parse() {
@@ -97,7 +98,7 @@ impl<'a> Partial<'a> {
         Ok(())
     }
 
-    /// On disk to stay, and what was listed.
+    /// Writes the file out to the disk, and checks its hash.
     pub(super) fn finish(&self) -> Result<(), HubError> {
         self.disk.sync_all().map_err(HubError::io(self.path))?;
         let mut hex = String::new();

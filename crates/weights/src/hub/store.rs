@@ -1,7 +1,7 @@
-//! The cache on disk: `models--org--name/{blobs,refs,snapshots}` as Python's `huggingface_hub`
-//! lays it out. A blob is named by its hash, a snapshot holds relative links to blobs, a ref is a
-//! file that holds a commit. What is still arriving is `blobs/<hash>.partial`, a name that no
-//! other tool writes to.
+//! The cache on disk: `models--org--name/{blobs,refs,snapshots}` in the layout of Python's
+//! `huggingface_hub`. A blob is named by its hash, a snapshot has relative links to blobs, and a
+//! ref is a file with a commit. A blob that is still being downloaded is `blobs/<hash>.partial`, a
+//! name that no other tool writes to.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{HubError, ModelRef, RemoteFile, is_commit, is_needed};
 
-/// Missing files that an error names before it only counts.
+/// Most missing files that an error names; further ones are only counted.
 const NAMED_MAX: usize = 4;
 
 pub(super) struct Store<'a> {
@@ -41,7 +41,7 @@ impl<'a> Store<'a> {
         self.repo.blob_path(&file.hash)
     }
 
-    /// Where the bytes of a file gather until they are all there.
+    /// The path at which the bytes of a file are collected until it is complete.
     pub(super) fn partial(&self, file: &RemoteFile) -> PathBuf {
         self.repo.blob_path(&format!("{}.partial", file.hash))
     }
@@ -54,7 +54,7 @@ impl<'a> Store<'a> {
         has_size(&self.blob(file), file.size)
     }
 
-    /// Shows a blob under its name in the snapshot.
+    /// Links a blob under its name in the snapshot.
     pub(super) fn link(&self, commit: &str, file: &RemoteFile) -> Result<(), HubError> {
         let pointer = self.snapshot(commit).join(&file.name);
         let up = "../".repeat(Path::new(&file.name).components().count() + 1);
@@ -69,7 +69,7 @@ impl<'a> Store<'a> {
         link().map_err(HubError::io(&pointer))
     }
 
-    /// Lets the branch or tag name this commit, without a write when it already does.
+    /// Makes the branch or tag name this commit. Nothing is written if it does already.
     pub(super) fn point_to(&self, commit: &str) -> Result<(), HubError> {
         if self.commit().as_deref() == Some(commit) {
             return Ok(());
@@ -77,7 +77,8 @@ impl<'a> Store<'a> {
         self.repo.create_ref(commit).map_err(HubError::io(&self.ref_path()))
     }
 
-    /// Held while files are fetched, because two processes that append to one partial spoil it.
+    /// A lock to hold while files are fetched, because two processes that appended to the same
+    /// partial file would spoil it.
     pub(super) fn lock(&self) -> Result<File, HubError> {
         let path = self.cache.path().join(".locks").join(&self.folder).join("kilotok.lock");
         path.parent().map_or(Ok(()), fs::create_dir_all).map_err(HubError::io(&path))?;
@@ -86,7 +87,8 @@ impl<'a> Store<'a> {
             Err(TryLockError::WouldBlock) => {
                 Err(HubError::Busy { model: self.model.clone(), lock: path })
             }
-            // Some network file systems have no locks; one pull at a time still works there.
+            // Some network file systems have no locks. Without them, one pull at a time still
+            // works.
             Err(TryLockError::Error(error)) if error.kind() != ErrorKind::Unsupported => {
                 Err(HubError::Io { path, source: error })
             }
@@ -94,7 +96,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// The cached snapshot, if every file is there that its own texts tell of.
+    /// The cached snapshot, if it is complete according to its own indexes.
     pub(super) fn complete_snapshot(&self) -> Result<PathBuf, HubError> {
         let offline = |folder: PathBuf, missing: String| HubError::Offline {
             model: self.model.clone(),
@@ -124,7 +126,7 @@ impl<'a> Store<'a> {
         self.cache.path().join(&self.folder).join("refs").join(self.model.revision())
     }
 
-    /// The commit that the revision means, as far as the cache knows.
+    /// The commit of the revision, if the cache knows it.
     fn commit(&self) -> Option<String> {
         if is_commit(self.model.revision()) {
             return Some(self.model.revision().to_owned());
@@ -138,8 +140,8 @@ fn has_size(path: &Path, size: u64) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
 }
 
-/// What a folder of weights lacks: its config, a shard that an index names, any weights at all, or
-/// the blob behind a link.
+/// The files that a folder of weights lacks: its config, a shard that an index names, any weights
+/// at all, or the blob behind a link.
 fn missing_in(snapshot: &Path, prefix: &str) -> Result<Vec<String>, HubError> {
     let folder = snapshot.join(prefix);
     let mut wanted = BTreeSet::from([format!("{prefix}config.json")]);
@@ -166,7 +168,7 @@ fn missing_in(snapshot: &Path, prefix: &str) -> Result<Vec<String>, HubError> {
     Ok(wanted.into_iter().collect())
 }
 
-/// The files that an index names; none when its blob is gone, which shows by itself.
+/// The files that an index names. None if the index's blob is missing, which is reported anyway.
 fn shards(index: &Path) -> Result<impl Iterator<Item = String>, HubError> {
     let value = match fs::read(index) {
         Err(error) if error.kind() == ErrorKind::NotFound => Value::Null,
@@ -185,7 +187,7 @@ fn symlink(_blob: &Path, relative: &str, pointer: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(relative, pointer)
 }
 
-/// Elsewhere a symbolic link needs rights that a user may lack.
+/// On other systems, creating a symbolic link may need rights that the user lacks.
 #[cfg(not(unix))]
 fn symlink(blob: &Path, _relative: &str, pointer: &Path) -> io::Result<()> {
     fs::hard_link(blob, pointer)

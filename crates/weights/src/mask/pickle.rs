@@ -1,6 +1,6 @@
-//! The pickle of a mask embedding, as `torch.save` writes it (protocol 2): a dict of an int, a
-//! tensor, and perhaps a flag. It is matched instruction by instruction against that one form.
-//! Nothing is executed, and no name is looked up.
+//! The pickle of a mask embedding, as written by `torch.save` (protocol 2): a dict of an int, a
+//! tensor, and perhaps a flag. It is matched instruction by instruction against this form. Nothing
+//! is executed, and no name is looked up.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use kilotok_model::Dtype;
 /// First byte of every pickle since protocol 2.
 pub(super) const PROTOCOL: u8 = 0x80;
 const VERSION: u8 = 2;
-/// Those of masks have 300 bytes.
+/// Largest pickle; those of masks have 300 bytes.
 const PICKLE_BYTES_MAX: usize = 1 << 14;
 
-/// What the dict says.
+/// The contents of the dict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Described {
     pub(super) token: u32,
@@ -23,7 +23,7 @@ pub(super) struct Described {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct View {
     pub(super) dtype: Dtype,
-    /// Of the archive's entry.
+    /// The archive's entry with the values.
     pub(super) storage: String,
     pub(super) storage_len: usize,
     pub(super) offset: usize,
@@ -57,11 +57,11 @@ enum Code<'a> {
     Text(&'a str),
     /// A module and a name in it.
     Name(&'a str, &'a str),
-    /// Where the items of a tuple or a dict begin.
+    /// Marks where the items of a tuple or a dict begin.
     Mark,
     /// A tuple of all items since the mark.
     Tuple,
-    /// A tuple of the last so many values.
+    /// A tuple of this many last values.
     TupleOf(u8),
     EmptyDict,
     /// Puts the last key and value into a dict.
@@ -83,7 +83,7 @@ const CUT: &str = "has a pickle that is cut short";
 
 struct Pickle<'a> {
     rest: &'a [u8],
-    /// The last instruction, which may be remembered.
+    /// The last instruction. The next one may store its value in the memo.
     last: Option<Code<'a>>,
     memo: BTreeMap<u32, Option<Code<'a>>>,
 }
@@ -131,7 +131,7 @@ impl<'a> Pickle<'a> {
     }
 
     /// A call of [`REBUILD_TENSOR`]: storage, offset, shape, strides, whether it requires a
-    /// gradient, and hooks, of which there are none.
+    /// gradient, and hooks, which must be empty.
     fn tensor(&mut self) -> Result<View, String> {
         self.expect(REBUILD_TENSOR)?;
         self.expect(Code::Mark)?;
@@ -146,7 +146,8 @@ impl<'a> Pickle<'a> {
         Ok(View { dtype, storage, storage_len, offset, shape, strides })
     }
 
-    /// `("storage", type, entry, device, length)`: the type of its values, the entry, the length.
+    /// `("storage", type, entry, device, length)`: returns the type of the values, the entry and
+    /// the length.
     fn storage(&mut self) -> Result<(Dtype, String, usize), String> {
         self.expect(Code::Mark)?;
         self.expect(Code::Text("storage"))?;
@@ -206,7 +207,7 @@ impl<'a> Pickle<'a> {
         format!("has a pickle that builds something other than a mask: {last} is unexpected")
     }
 
-    /// The next instruction, after those that remember the last value.
+    /// The next instruction, skipping those that store the last value in the memo.
     fn next(&mut self) -> Result<Code<'a>, String> {
         let code = loop {
             let [code] = self.take()?;

@@ -1,5 +1,5 @@
-//! The archives that `torch.save` writes: few, small, uncompressed entries under one folder. An
-//! uncompressed archive cannot swell; anything else is refused.
+//! Archives as written by `torch.save`: few, small, uncompressed entries in one folder. An
+//! uncompressed archive cannot expand to a large size; all other archives are refused.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ const CENTRAL_BYTES: usize = 46;
 const LOCAL_BYTES: usize = 30;
 const ENCRYPTED: u16 = 1;
 
-/// What the central directory says of an entry.
+/// The central directory's description of an entry.
 struct Entry<'a> {
     name: &'a [u8],
     size: usize,
@@ -18,12 +18,12 @@ struct Entry<'a> {
     local_at: usize,
 }
 
-/// The entries' bytes, by their names below the archive's one folder.
+/// The entries' bytes, by their names within the archive's only folder.
 pub(super) fn read(file: &[u8]) -> Result<BTreeMap<&str, &[u8]>, String> {
     if !file.starts_with(b"PK\x03\x04") {
         return Err("is no zip archive, which torch.save writes".to_owned());
     }
-    // Nothing follows the end record but a comment, and torch writes none.
+    // Only a comment could follow the end record, and torch writes none.
     let end_at = file.len().checked_sub(END_BYTES).ok_or("is cut short")?;
     let end = &file[end_at..];
     if !end.starts_with(b"PK\x05\x06") || u16_at(end, 20) != 0 {
@@ -63,7 +63,7 @@ pub(super) fn read(file: &[u8]) -> Result<BTreeMap<&str, &[u8]>, String> {
     Ok(entries)
 }
 
-/// Takes one entry off the central directory.
+/// Takes the next entry from the central directory.
 fn central<'a>(directory: &mut &'a [u8]) -> Result<Entry<'a>, String> {
     let fixed = directory.get(..CENTRAL_BYTES).filter(|fixed| fixed.starts_with(b"PK\x01\x02"));
     let fixed = fixed.ok_or("has fewer entries than it says")?;
@@ -84,7 +84,8 @@ fn central<'a>(directory: &mut &'a [u8]) -> Result<Entry<'a>, String> {
     Ok(Entry { name, size, crc: u32_at(fixed, 16), local_at: usize_at(fixed, 42) })
 }
 
-/// The bytes of an entry. `None` if its own header is not where or what the directory says.
+/// The bytes of an entry. `None` if the entry's own header is elsewhere or differs from the
+/// directory.
 fn local<'a>(file: &'a [u8], entry: &Entry<'_>) -> Option<&'a [u8]> {
     let whole = file.get(entry.local_at..)?;
     let fixed = whole.get(..LOCAL_BYTES)?;

@@ -1,5 +1,5 @@
 //! A hub on this machine that speaks the part of the protocol that a pull needs. A test may answer
-//! in its place.
+//! requests instead.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -27,7 +27,7 @@ impl Request {
         self.headers.get(name).map(String::as_str)
     }
 
-    /// Where the asked range starts.
+    /// Where the requested range starts.
     pub(crate) fn start(&self) -> usize {
         let range = self.header("range").and_then(|range| range.strip_prefix("bytes="));
         range.map_or(0, |range| range.trim_end_matches('-').parse().unwrap())
@@ -43,7 +43,7 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Vec<u8>,
-    /// Bytes of the body after which the connection closes.
+    /// Closes the connection after this many bytes of the body.
     pub(crate) cut: Option<usize>,
 }
 
@@ -59,7 +59,7 @@ impl Reply {
             let _ = write!(head, "{name}: {value}\r\n");
         }
         let end = self.cut.unwrap_or(self.body.len());
-        // The client may have hung up, which some tests want.
+        // The client may have hung up, as some tests intend.
         let _ = write!(stream, "{head}Connection: close\r\n\r\n");
         let _ = stream.write_all(&self.body[..end]);
     }
@@ -109,7 +109,7 @@ impl FakeHub {
         self.log.lock().unwrap().clone()
     }
 
-    /// The file requests whose path ends so.
+    /// The requests for files whose path ends like this.
     pub(crate) fn asked_for(&self, name: &str) -> Vec<Arc<Request>> {
         let requests = self.requests().into_iter();
         requests.filter(|request| request.is_file() && request.path.ends_with(name)).collect()
@@ -154,7 +154,7 @@ fn hex(algorithm: &'static Algorithm, bytes: &[u8]) -> String {
     text
 }
 
-/// As the hub does: weights by SHA-256, texts by git's hash.
+/// The hash that the hub would list: SHA-256 for weights, git's hash for texts.
 pub(crate) fn hash(name: &str, bytes: &[u8]) -> String {
     let is_text = ["json", "jinja", "md", "py"].contains(&name.rsplit('.').next().unwrap());
     if !is_text {
@@ -164,7 +164,7 @@ pub(crate) fn hash(name: &str, bytes: &[u8]) -> String {
     hex(&SHA1_FOR_LEGACY_USE_ONLY, &git)
 }
 
-/// Bytes that differ all along, so that a hole or a repeat shows.
+/// Bytes without repetitions, so that a gap or a duplicate shows.
 pub(crate) fn weights(seed: u64, count: usize) -> Vec<u8> {
     let mut state = seed;
     let next = |_| {

@@ -1,4 +1,4 @@
-//! Callers that watch a pull.
+//! Receivers of a pull's progress.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -46,7 +46,7 @@ impl Progress for Recorder {
     }
 }
 
-/// Sees which threads bring bytes.
+/// Records which threads report bytes.
 #[derive(Default)]
 pub(crate) struct Threads(pub(crate) Mutex<HashSet<ThreadId>>);
 

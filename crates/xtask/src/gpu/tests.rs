@@ -1,5 +1,5 @@
-//! The pack and its script, on a machine whose programs and tools are scripts that end as a test
-//! needs.
+//! Tests of the pack and its script. The machine's programs and tools are scripts that end as the
+//! test needs.
 
 use tempfile::TempDir;
 
@@ -9,7 +9,7 @@ const GPU: &str = "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'";
 const MODEL: &str = "kernels/models/slice/kilotok/model.h";
 /// The last line of tests that passed.
 const PASSED: &str = "echo 'test result: ok. 7 passed; 0 failed'";
-/// Makes a program that does nothing, unless the source is to be wrong.
+/// Creates a program that does nothing, or fails if the source's name says that it is wrong.
 const NVCC: &str = "case \"$*\" in *wrong.cu*) echo 'error: wrong'; exit 2;; esac
 while [ \"$1\" != -o ]; do shift; done
 echo '#!/bin/sh' >$2
@@ -53,8 +53,8 @@ impl Machine {
         fs::write(self.0.path().join(path), text).expect("a file");
     }
 
-    /// Another process writes the file. If this one did, a program that another test starts
-    /// meanwhile would keep it open for writing, and it could not be executed.
+    /// Another process writes the file. If this process did, a program that another test starts at
+    /// the same time would inherit the open file, and the file could not be executed.
     fn script(&self, path: &str, text: &str) {
         let write = "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\"; chmod +x \"$1\"";
         let mut bash = Command::new("bash");
@@ -62,7 +62,7 @@ impl Machine {
         assert!(bash.status().expect("bash").success());
     }
 
-    /// The status, and all output.
+    /// Runs the script; returns the exit status and all output.
     fn run(&self, words: &str) -> (i32, String) {
         let run = "PATH=$PWD/tools:$PATH exec bash ./run.sh \"$@\"";
         let mut bash = Command::new("bash");
@@ -73,7 +73,7 @@ impl Machine {
         (output.status.code().expect("a status"), String::from_utf8(text).expect("text"))
     }
 
-    /// Name and result of each run, from the end of the output.
+    /// The name and result of each run, from the end of the output.
     fn results(&self, words: &str) -> (i32, Vec<(String, String)>) {
         let (status, text) = self.run(words);
         let (_, lines) = text.split_once("\n== results").unwrap_or_else(|| panic!("{text}"));
@@ -176,7 +176,7 @@ fn without_a_gpu_nothing_passes_for_tested() {
     assert_eq!(machine.result("rounds", "rounds"), (1, "FAILED: no GPU".to_owned()));
 }
 
-/// As the tests of the engine say it.
+/// In the form that the engine's tests print.
 #[test]
 fn tests_are_skipped_for_want_of_more_gpus_alone() {
     let machine = Machine::new();
@@ -268,7 +268,7 @@ fn whatever_fails_all_else_runs() {
     assert_eq!(log.expect("a log"), "error: wrong\n");
 }
 
-/// Summaries as the tools print them.
+/// Summaries in the form that the tools print.
 #[test]
 fn tools_that_find_nothing_must_say_so() {
     const CLEAN: &str = "echo '========= ERROR SUMMARY: 0 errors'";
@@ -334,7 +334,7 @@ fn rounds_name_their_model_and_commit() {
     }
 }
 
-/// As the server says where it is, and ends when it is told to.
+/// Prints its address like the server, and ends when told to.
 #[test]
 fn servers_are_asked_where_they_are_and_then_told_to_end() {
     const READY: &str = "echo \"  chat page   http://127.0.0.1:7/\"";

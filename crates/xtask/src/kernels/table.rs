@@ -29,7 +29,7 @@ pub(super) struct Kernel {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Table {
-    /// Of nvcc.
+    /// The version of nvcc.
     pub(super) version: String,
     pub(super) kernels: Vec<Kernel>,
 }
@@ -75,8 +75,8 @@ fn row(line: &str) -> Option<Kernel> {
     })
 }
 
-/// The kernels of a source: `ptx` is its PTX, `said` what `ptxas -v` said of it. Functions that are
-/// called rather than inlined follow their kernel and count with it.
+/// The kernels of a source: `ptx` is its PTX, `said` the messages of `ptxas -v` about it. Functions
+/// that are called and not inlined are listed after their kernel and count as part of it.
 pub(super) fn kernels(model: &str, ptx: &str, said: &str) -> Vec<Kernel> {
     let shared = ptx.split("SHARED_BYTES = ").nth(1).and_then(first_number).unwrap_or_default();
     let mut kernels: Vec<Kernel> = Vec::new();
@@ -114,8 +114,8 @@ fn first_number(text: &str) -> Option<u32> {
     text[..end].parse().ok()
 }
 
-/// Kernels that are worse than in the table, or missing there. Figures of another compiler are not
-/// comparable.
+/// Lists the kernels that are worse than in the table, or missing there. Numbers from different
+/// compilers cannot be compared.
 pub(super) fn compare(committed: &Table, found: &Table) -> Vec<String> {
     if committed.version != found.version {
         return Vec::new();

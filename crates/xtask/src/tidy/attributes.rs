@@ -37,7 +37,7 @@ fn fault(attribute: &str) -> Option<&'static str> {
     }
 }
 
-/// The inside of every attribute, and where it starts.
+/// The content of every attribute, and where it starts.
 fn attributes(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.match_indices('#').filter_map(|(at, _)| {
         let inner = text[at + 1..].trim_start_matches('!').strip_prefix('[')?;
@@ -45,7 +45,7 @@ fn attributes(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// Where the bracket that `inner` follows is closed, brackets in strings aside.
+/// The position of the bracket that closes the attribute `inner`. Brackets in strings do not count.
 fn closing(inner: &str) -> Option<usize> {
     let mut depth = 0;
     let mut quoted = false;

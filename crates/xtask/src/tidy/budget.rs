@@ -1,5 +1,5 @@
-//! Functions and files stay short. What is already longer is listed in the ratchet file and may
-//! only shrink; a new entry is written by hand, where a reviewer sees it.
+//! Functions and files stay short. Those that are already longer are listed in the ratchet file and
+//! may only shrink. A new entry must be written by hand, so that a reviewer sees it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,13 +11,13 @@ use crate::tree::Tree;
 const FUNCTION_LINES_MAX: usize = 70;
 const FILE_LINES_MAX: usize = 600;
 const RATCHET: &str = "crates/xtask/ratchet.txt";
-/// Stands for the name of a function where a whole file is meant.
+/// Used in place of a function's name if the entry is for a whole file.
 const WHOLE: &str = "-";
 
 /// Path and function.
 type Key = (String, String);
 
-/// What a key measures, and on which line it starts or is listed.
+/// The measured size of a key, and the line on which it starts or is listed.
 #[derive(Clone, Copy)]
 struct Size {
     line_count: usize,
@@ -50,7 +50,8 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Writes the ratchet file anew with what is still too long, each at its smallest size so far.
+/// Rewrites the ratchet file with everything that is still too long, each with its smallest size so
+/// far.
 pub(crate) fn update(tree: &Tree) -> io::Result<()> {
     let ratchet = tree.text(RATCHET).unwrap_or_default();
     fs::write(tree.root.join(RATCHET), shrink(ratchet, &measure(tree)))
@@ -76,7 +77,8 @@ fn describe((_, function): &Key) -> (String, usize) {
     }
 }
 
-/// Everything over its limit; of functions of one name in one file, the longest.
+/// Everything over its limit. If several functions of a file have the same name, the longest
+/// counts.
 fn measure(tree: &Tree) -> BTreeMap<Key, Size> {
     let mut found: BTreeMap<Key, Size> = BTreeMap::new();
     for file in &tree.files {

@@ -6,7 +6,7 @@ use crate::tree::Tree;
 const FILE_BYTES_MAX: usize = 1 << 20;
 const WEIGHT_EXTENSIONS: &[&str] =
     &["bin", "gguf", "npy", "npz", "onnx", "pt", "pth", "safetensors"];
-/// What the binary brings. A test there bounds it as a whole.
+/// Files that the binary embeds. A test there limits their total size.
 const EMBEDDED: &str = "crates/demo/checkpoint/";
 /// Fixtures of the parity tests, seeds of the fuzz targets, and the embedded demo checkpoint.
 const WEIGHT_FOLDERS: &[&str] = &["tests/parity/fixtures/", "tests/fuzz/seeds/", "crates/demo/"];

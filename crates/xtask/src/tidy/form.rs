@@ -1,4 +1,4 @@
-//! How every file looks: it opens by saying what it is for, and its lines are clean.
+//! The form of every file: it begins with a description of its purpose, and its lines are clean.
 
 use super::Finding;
 use crate::tree::{File, Tree};
@@ -6,7 +6,7 @@ use crate::tree::{File, Tree};
 const COLUMNS_MAX: usize = 100;
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
-    // Fixtures are written by programs, and compared as they are.
+    // Fixtures are written by programs, and compared byte by byte.
     let files = tree.files.iter().filter(|file| !file.path.contains("/fixtures/"));
     files.flat_map(check_file).collect()
 }

@@ -1,4 +1,4 @@
-//! Relative links of Markdown files lead somewhere.
+//! Relative links in Markdown files must have existing targets.
 
 use super::Finding;
 use crate::tree::Tree;
@@ -23,7 +23,7 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Targets of the links in a line, those in code left out.
+/// The targets of the links in a line, except those in code.
 fn targets(line: &str) -> Vec<&str> {
     let prose = line.split('`').step_by(2);
     let links = prose.flat_map(|prose| prose.split("](").skip(1));
@@ -43,7 +43,7 @@ fn resolves(tree: &Tree, from: &str, target: &str) -> bool {
     place.is_empty() || files.any(|file| file.path == place || file.path.starts_with(&inside))
 }
 
-/// The path that `path` means in the file `from`; `None` when it leaves the repository.
+/// The path to which `path` refers in the file `from`; `None` if it is outside the repository.
 fn join(from: &str, path: &str) -> Option<String> {
     let mut parts: Vec<&str> = from.split('/').collect();
     parts.pop();

@@ -1,5 +1,5 @@
-//! The house rules. Each check reads the whole tree and reports what breaks its rule, where, and
-//! what to do about it; a rule that no program checks is a wish.
+//! The house rules. Each check reads the whole tree and reports every violation of its rule: where
+//! it is, and what to do about it. A rule that no program checks is only a wish.
 
 mod attributes;
 mod budget;
@@ -51,7 +51,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Prints every finding, then how large the code is.
+/// Prints every finding, then the size of the code.
 pub(crate) fn run(tree: &Tree) -> ExitCode {
     let mut findings: Vec<Finding> = CHECKS.iter().flat_map(|check| check(tree)).collect();
     findings.sort();
@@ -68,7 +68,8 @@ pub(crate) fn run(tree: &Tree) -> ExitCode {
     }
 }
 
-/// Whether the file states rules or shows how to break them, and so contains what it forbids.
+/// Whether the file states rules or has examples of violations, and so contains what the rules
+/// forbid.
 fn states_rules(file: &File) -> bool {
     file.path.starts_with("crates/xtask/src/tidy/")
 }
@@ -100,7 +101,7 @@ fn sizes(tree: &Tree) -> BTreeMap<&str, (usize, usize)> {
 mod tests {
     use super::*;
 
-    /// What a check says, one line per finding.
+    /// The findings of a check, one per line.
     pub(super) fn said(check: fn(&Tree) -> Vec<Finding>, files: &[(&str, &str)]) -> Vec<String> {
         let findings = check(&Tree::of(files));
         findings.iter().map(ToString::to_string).collect()

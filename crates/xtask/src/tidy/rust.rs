@@ -1,13 +1,13 @@
-//! As much of Rust's syntax as the checks need: what is code and what is comment or string, and
-//! where functions begin and end.
+//! As much of Rust's syntax as the checks need: which text is code, comment or string, and where
+//! functions begin and end.
 
 /// A function with a body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Function<'a> {
     pub(super) name: &'a str,
-    /// Of its `fn`.
+    /// The line of the `fn`.
     pub(super) line: usize,
-    /// From `fn` to the closing brace.
+    /// Number of lines from `fn` to the closing brace.
     pub(super) line_count: usize,
 }
 
@@ -19,13 +19,13 @@ pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c| !is_word(c)).filter(|word| !word.is_empty())
 }
 
-/// Lines that hold more than comments.
+/// Number of lines with more than comments.
 pub(super) fn code_lines(text: &str) -> usize {
     let masked = mask(text);
     masked.lines().filter(|line| !line.trim().is_empty()).count()
 }
 
-/// All functions of a masked text, inner ones too.
+/// All functions of a masked text, including nested ones.
 pub(super) fn functions(masked: &str) -> Vec<Function<'_>> {
     let starts = masked.match_indices("fn ").filter_map(|(start, keyword)| {
         if masked[..start].ends_with(is_word) {
@@ -66,8 +66,8 @@ fn body_end(text: &str) -> Option<usize> {
     text[open..].starts_with('{').then_some(open + length)
 }
 
-/// The text with comments blanked and the insides of strings and characters struck out, so that
-/// every brace and word left is code. Lines stay where they are.
+/// The text without comments and without the contents of strings and characters, so that every
+/// remaining brace and word is code. Lines keep their numbers.
 pub(super) fn mask(text: &str) -> String {
     let mut scan = Scan { rest: text, out: String::with_capacity(text.len()) };
     while let Some(c) = scan.rest.chars().next() {

@@ -1,12 +1,12 @@
-//! The field's terms are used, so that a reader can search for them, and comments speak of code,
-//! not of persons.
+//! The field's standard terms must be used, so that a reader can search for them, and comments must
+//! be about code, not about persons.
 
 use super::rust::words;
 use super::{Finding, states_rules};
 use crate::tree::Tree;
 
-/// The file or folder in which a well-known thing is implemented, and its standard term, which it
-/// contains.
+/// The file or folder that implements a well-known thing, and the thing's standard term, which must
+/// occur there.
 const REQUIRED: &[(&str, &str)] = &[
     ("crates/batch/", "KV cache"),
     ("crates/cpu/", "RMSNorm"),
@@ -55,7 +55,7 @@ const REQUIRED: &[(&str, &str)] = &[
     ("kernels/include/kilotok/wide/", "wgmma"),
 ];
 
-/// Words for persons, which a comment uses where a sentence has lost its subject.
+/// Words for persons. A comment with one of them is usually a sentence that has lost its subject.
 const PERSONS: &[&str] =
     &["anybody", "everybody", "nobody", "somebody", "someone", "whoever", "whom", "whomever"];
 
@@ -78,7 +78,8 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Terms that no file of their folder contains. A path that is not in the tree is not judged.
+/// Required terms that are missing from their folder. Paths that are not in the tree are not
+/// checked.
 fn missing(tree: &Tree) -> Vec<Finding> {
     let absent = REQUIRED.iter().filter(|(folder, term)| {
         let mut files = tree.files.iter().filter(|file| file.path.starts_with(folder)).peekable();

@@ -4,7 +4,7 @@ use super::rust::{is_word, words};
 use super::{Finding, states_rules};
 use crate::tree::{File, Tree};
 
-/// Words that mean several things or nothing, and what to say.
+/// Words that are ambiguous or say nothing, and what to say instead.
 const BANNED: &[(&str, &str)] = &[
     ("block", "say page, draft, group, CTA or tile"),
     ("blocks", "say pages, drafts, groups, CTAs or tiles"),
@@ -14,7 +14,7 @@ const BANNED: &[(&str, &str)] = &[
     ("ticks", "say steps"),
 ];
 
-/// Where a banned word is the right one, and why. A phrase counts only as whole words.
+/// Phrases in which a banned word is right, and why. A phrase only counts as whole words.
 const PHRASES: &[(&str, &str)] = &[
     ("weight_block_size", "key of a checkpoint's config.json"),
     ("hybrid_block_size", "key of a checkpoint's config.json"),
@@ -60,13 +60,13 @@ const SPECULATIVE: &[&str] =
 /// other programs read.
 const SERIES: &str = "spec_decode_";
 
-/// Names that say nothing of what is in a module.
+/// Names that do not say what a module contains.
 const EMPTY_NAMES: &[&str] = &["common", "core", "helper", "helpers", "misc", "util", "utils"];
 
-/// Notes of work left over, as whole words.
+/// Notes of unfinished work, as whole words.
 const LEFTOVERS: &[&str] = &["FIXME", "TODO", "XXX"];
 
-/// First folders of paths that exist on one machine only.
+/// First folders of paths that exist only on one machine.
 const MACHINE_FOLDERS: &[&str] = &["Users", "home", "mnt", "root", "work"];
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
@@ -120,7 +120,7 @@ fn machine_paths(text: &str, find: &mut impl FnMut(String)) {
     for folder in MACHINE_FOLDERS {
         let path = format!("/{folder}/");
         let mut starts = text.match_indices(&path);
-        // Within a longer path or an address the folder may be meant for something else.
+        // Within a longer path or an address, the folder may be another one.
         if starts.any(|(at, _)| !text[..at].ends_with(|c| is_word(c) || "./-}".contains(c))) {
             find(format!("{path} is a path of one machine: say it relative to the repository"));
         }
@@ -142,7 +142,7 @@ fn banned_words(text: &str, find: &mut impl FnMut(String)) {
     }
 }
 
-/// The line with allowed phrases struck out.
+/// The line without the allowed phrases.
 fn without_phrases(line: &str) -> String {
     let mut out = line.to_owned();
     for (phrase, _) in PHRASES {
@@ -159,7 +159,7 @@ fn without_phrases(line: &str) -> String {
 }
 
 fn find_ignoring_case(text: &str, phrase: &str) -> Option<usize> {
-    // ASCII lowering keeps every byte in its place.
+    // Converting ASCII to lower case keeps every byte's position.
     text.to_ascii_lowercase().find(&phrase.to_ascii_lowercase())
 }
 
