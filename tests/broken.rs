@@ -1,7 +1,7 @@
 //! A GPU engine that breaks while a server runs on it: waiting clients get an error, probes report
-//! that the server is not healthy, and it ends with the reason. A broken GPU affects all that the
-//! process runs on it, so each test has a process of its own. Without a GPU every test says so and
-//! passes.
+//! that the server is not healthy, and the server ends with the reason. A broken GPU affects
+//! everything that the process runs on it, so each test runs in its own process. Without a GPU
+//! every test says so and passes.
 
 #![expect(clippy::print_stdout, reason = "why tests were skipped")]
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
@@ -32,7 +32,7 @@ use server::{Brake, Server};
 const COMPLETIONS: &str = "/v1/completions";
 /// Steps before the engine breaks: enough for a first token.
 const STEPS: u64 = 3;
-/// More than are left to do when it has broken.
+/// More steps than remain to be run when the engine has broken.
 const MORE_STEPS: u64 = 10_000;
 
 fn options(rank_count: usize) -> CudaOptions {
@@ -42,7 +42,7 @@ fn options(rank_count: usize) -> CudaOptions {
     CudaOptions { sizes, toolchain, ..CudaOptions::default() }
 }
 
-/// An engine that steps when it is allowed to, and breaks when it is told to.
+/// An engine that runs a step when it is permitted to, and breaks when it is told to.
 struct Breaks {
     inner: CudaEngine,
     how: fn(&mut CudaEngine),
@@ -68,7 +68,8 @@ impl Engine for Breaks {
     }
 }
 
-/// A server that reports that it is not healthy until it is told to end.
+/// Starts a server whose engine breaks once the flag is set. After a failure the server reports
+/// that it is not healthy until it is told to end.
 fn serve(rank_count: usize, how: fn(&mut CudaEngine), now: &Arc<AtomicBool>) -> (Server, Brake) {
     let folder = tempfile::tempdir().unwrap();
     Toy::pro_fp4().write(folder.path(), Files::One).unwrap();
@@ -87,12 +88,13 @@ fn serve(rank_count: usize, how: fn(&mut CudaEngine), now: &Arc<AtomicBool>) -> 
     (Server::of(Box::new(engine), text, limits, options, config), brake)
 }
 
-/// A long reply to tokens.
+/// A request for a long reply, with a prompt of tokens.
 fn request(stream: bool) -> Value {
     json!({"prompt": [1, 2, 3], "max_tokens": 100, "ignore_eos": true, "stream": stream})
 }
 
-/// Breaks an engine while it replies. The server must end with these words.
+/// Breaks an engine while it generates a reply. The server must end with an error that contains
+/// these words.
 fn breaks(rank_count: usize, how: fn(&mut CudaEngine), words: &str) {
     let now = Arc::new(AtomicBool::new(false));
     let (mut server, brake) = serve(rank_count, how, &now);
@@ -108,7 +110,7 @@ fn breaks(rank_count: usize, how: fn(&mut CudaEngine), words: &str) {
     assert_eq!(error["error"]["type"], "server_error", "{error}");
     assert_eq!(error["error"]["code"], "engine_failed", "{error}");
     assert_eq!(done, "[DONE]");
-    // It was let in or, if the engine broke before it came, not.
+    // The request was admitted, or, if the engine broke before it arrived, refused.
     let whole = whole.answer();
     assert!([500, 503].contains(&whole.status), "{}", whole.text());
     assert_eq!(whole.json()["error"]["code"], "engine_failed");
@@ -169,7 +171,7 @@ fn one_of_two_stalls() {
     stalls(2);
 }
 
-/// Runs each of these tests in a process of its own, which must succeed.
+/// Runs each of these tests in its own process, which must succeed.
 fn run(names: [&str; 2]) {
     for (rank_count, name) in (1..).zip(names) {
         if let Err(reason) = Found::look(rank_count, &options(rank_count).toolchain) {

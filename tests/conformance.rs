@@ -1,6 +1,6 @@
-//! Every engine against every promise of the conformance kit: one line per engine. Then what the
-//! kit cannot check with one engine: that a model is the same on any number of ranks and in any
-//! format, and that recorded steps give the recorded outputs.
+//! Checks every engine against every promise of the conformance kit, with one line per engine. Then
+//! come checks for which the kit would need several engines: that a model is the same on any number
+//! of ranks and in any format, and that recorded steps give the recorded outputs.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -37,16 +37,17 @@ static V2_6_FLASH: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::v2_6_flash
 static QWEN3_MOE: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::qwen3_moe(), Files::One));
 static GPT_OSS: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::gpt_oss(), Files::Sharded(2)));
 
-/// Tolerance of log-probabilities where only the order of F32 sums differs.
+/// Tolerance of log-probabilities of engines that differ only in the order of F32 sums.
 const TOLERANCE: f32 = 2e-5;
-/// Lead of the likeliest token over the next in replies that engines are compared by.
+/// Lead of the likeliest token over the next one in replies that are used to compare engines.
 const GAP: f32 = 0.05;
 
 fn scripted(skill: DraftAccuracy) -> Box<dyn Engine> {
     Box::new(ScriptedEngine::new(ScriptedEngine::caps(), skill))
 }
 
-/// Written to a folder that is gone when the checkpoint is open; its files stay until it is closed.
+/// Writes the toy to a folder, which is removed once the checkpoint is open; the files stay until
+/// the checkpoint is closed.
 fn open(toy: &Toy, files: Files) -> Checkpoint {
     let folder = tempfile::tempdir().unwrap();
     toy.write(folder.path(), files).unwrap();
@@ -65,7 +66,7 @@ fn cpu(checkpoint: &Checkpoint, rank_count: usize) -> Box<dyn Engine> {
     Box::new(CpuEngine::start(checkpoint.spec(), checkpoint, &options, &Quiet).unwrap())
 }
 
-/// A prompt of several windows after which the likeliest tokens are far ahead.
+/// A prompt of several windows after which the likeliest tokens lead clearly.
 fn prompt(checkpoint: &Checkpoint) -> Vec<TokenId> {
     steady_prompt(&mut [cpu(checkpoint, 1)], 70, 16, GAP).unwrap().unwrap()
 }
@@ -114,7 +115,7 @@ fn formats_of_qwen3_moe_agree() {
     }
 }
 
-/// The toys' drafters are right now and then, so that the promises about drafts are tested.
+/// The toys' drafters are sometimes right, so that the promises about drafts are tested.
 #[test]
 fn drafts_are_accepted_now_and_then() {
     for checkpoint in [&*FLASH, &*PRO] {
@@ -152,7 +153,7 @@ fn traces_replay() {
     }
 }
 
-/// Run with `--ignored` when the format of plans changes; the tokens must not change with it.
+/// Run this with `--ignored` when the format of plans changes; the tokens must not change.
 #[test]
 #[ignore = "rewrites tests/traces"]
 fn rewrite_traces() {
@@ -164,8 +165,8 @@ fn rewrite_traces() {
     }
 }
 
-/// Four requests, chunked, drafted, masked, preempted. A model's log-probabilities are left out:
-/// their last bits depend on the machine.
+/// Four requests: chunked, drafted, masked, preempted. The log-probabilities of a model are not
+/// recorded, because their last bits depend on the machine.
 fn record(engine: Box<dyn Engine>, header: Header) -> Trace {
     let mut engine = Recorded::new(engine);
     let text = |seed: u32| (0..30 + seed).map(|i| (i * i * 7 + i * seed * 31) % 250).collect();

@@ -1,6 +1,6 @@
-//! The demo model: the engine computes what its training code's oracle does, the server replies
-//! with it round by round, and drafts of real text are accepted as often as in PyTorch. Expected
-//! values are in `crates/demo`.
+//! The demo model: the engine computes the same values as the training code's oracle, the server's
+//! replies match it round by round, and drafts of real text are accepted as often as in PyTorch.
+//! Expected values are in `crates/demo`.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -25,8 +25,8 @@ use std::path::{Path, PathBuf};
 use kilotok_model::Knobs;
 use kilotok_weights::Checkpoint;
 
-/// A path within the demo's crate, from where tests are run: the source tree, or a folder with what
-/// a machine with GPUs needs of it.
+/// A path within the demo's crate, relative to the folder where tests are run: the source tree, or
+/// a folder with the files that a machine with GPUs needs.
 fn of_demo(path: &str) -> PathBuf {
     Path::new("crates/demo").join(path)
 }

@@ -1,4 +1,4 @@
-//! Dummy weights are good enough to measure with: in a model as deep as the largest one,
+//! Dummy weights are good enough for measurements: in a model as deep as the largest one,
 //! activations keep their size and every expert gets its share of the tokens.
 
 #![recursion_limit = "256"] // a config is one long json!
@@ -19,7 +19,7 @@ const EXPERTS: usize = 32;
 const TOP_K: usize = 4;
 const TOKENS: u32 = 64;
 
-/// The largest model's depth and formats, at a twenty-fourth of its width.
+/// A model with the depth and the formats of the largest one, at a twenty-fourth of its width.
 fn spec() -> ModelSpec {
     let is_full = |layer: usize| layer == 0 || layer % 8 == 7;
     let windows: Vec<u8> = (0..LAYERS).map(|layer| u8::from(!is_full(layer))).collect();
@@ -50,12 +50,12 @@ fn spec() -> ModelSpec {
     read_config("config.json", &config.to_string(), &Knobs::default()).unwrap()
 }
 
-/// What the test records of a step.
+/// The test's record of a step.
 struct Notes {
     /// Mean square of the residual stream after each layer.
     squares: Vec<f64>,
     logit_squares: f64,
-    /// Tokens that went to each expert, by layer.
+    /// For each layer, how many tokens went to each expert.
     visits: Vec<[u32; EXPERTS]>,
 }
 
@@ -125,8 +125,8 @@ fn a_deep_model_stays_healthy() {
     }
     let logits = logit_squares.sqrt();
     assert!((0.2..20.0).contains(&logits), "logits: {logits}");
-    // With uniform routing an expert is visited TOKENS * TOP_K / EXPERTS = 8 times a layer. Over
-    // all layers few experts may starve, and none may take several times its share.
+    // With uniform routing, an expert gets TOKENS * TOP_K / EXPERTS = 8 tokens in each layer. Over
+    // all layers, few experts may get too few, and none may get several times its share.
     let shares: Vec<u32> = visits[1..].iter().flatten().copied().collect();
     let starved = shares.iter().filter(|&&count| count == 0).count() as f64 / shares.len() as f64;
     let most = shares.iter().max().unwrap();

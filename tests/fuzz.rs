@@ -1,5 +1,5 @@
-//! A short run of every fuzz target on stable Rust: each seed as it is, then a fixed number of
-//! mutants of the seeds, the same in every run. Long runs with coverage are in `tests/fuzz`.
+//! A short run of every fuzz target on stable Rust: first the unchanged seeds, then a fixed number
+//! of mutants of the seeds, the same in every run. Long runs with coverage are in `tests/fuzz`.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 #![expect(unexpected_cfgs, reason = "`fuzzing` is set where libFuzzer drives a target")]
@@ -41,11 +41,11 @@ use std::path::Path;
 
 use dice::Dice;
 
-/// Edits of one mutant.
+/// Most edits of one mutant.
 const EDITS_MAX: usize = 4;
-/// Bytes that one edit removes or repeats.
+/// Most bytes that one edit removes or repeats.
 const RUN_MAX: usize = 64;
-/// What parsers of text and numbers find most interesting.
+/// Texts that are most likely to upset parsers of text and numbers.
 const TOKENS: [&[u8]; 20] = [
     b"\"",
     b"\\",
@@ -69,7 +69,7 @@ const TOKENS: [&[u8]; 20] = [
     b"<|im_end|>",
 ];
 
-/// Runs a target on its seeds and on so many mutants of them.
+/// Runs a target on its seeds and on this many mutants of them.
 #[track_caller]
 fn exercise(target: &str, mutant_count: usize, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(target);

@@ -1,9 +1,9 @@
-//! The GPU engine: the same promises as every engine, and the reference engine's replies. Without a
-//! suitable GPU every test says so and passes.
+//! The GPU engine: it keeps the same promises as every engine, and gives the reference engine's
+//! replies. Without a suitable GPU every test says so and passes.
 //!
-//! The binary finds all that it needs by itself, so one built elsewhere can be brought to a machine
-//! with a GPU, driver and NVRTC. Run it there with `--test-threads=1`: every engine needs the whole
-//! GPU.
+//! The binary finds everything that it needs by itself, so a binary built elsewhere can be copied
+//! to a machine with a GPU, a driver and NVRTC. Run it there with `--test-threads=1`, because every
+//! engine needs the whole GPU.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -58,7 +58,7 @@ conformance!(cuda_demo, || cuda_of(&DEMO, &long(1)), absent(1));
 conformance!(cuda_pro_2_ranks, || cuda(&PRO, 2), absent(2));
 conformance!(cuda_pro_4_ranks, || cuda(&PRO, 4), absent(4));
 conformance!(cuda_pro_8_ranks, || cuda(&PRO, 8), absent(8));
-// All steps by the wide pass, and those of more than a tile of tokens.
+// With every step in the wide pass; and with only the steps of more than one tile of tokens.
 conformance!(cuda_pro_wide, || cuda_wide(&PRO, &wide(1), 0), absent(1));
 conformance!(cuda_pro_both, || cuda_wide(&PRO, &wide(1), TILE), absent(1));
 conformance!(cuda_pro_both_2_ranks, || cuda_wide(&PRO, &wide(2), TILE), absent(2));
@@ -69,7 +69,7 @@ conformance!(cuda_demo_4_ranks, || cuda_of(&DEMO, &long(4)), absent(4));
 conformance!(cuda_demo_8_ranks, || cuda_of(&DEMO, &long(8)), absent(8));
 
 static FLASH: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::flash()));
-/// No near tie of experts turns rounding into another result.
+/// No experts nearly tie, so rounding cannot change the result much.
 static DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::dense()));
 static PRO_DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::pro_dense()));
 static WIDE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide()));
@@ -83,10 +83,11 @@ static UNEVEN: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::uneven()));
 static QWEN3_DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_dense()));
 static DEMO: LazyLock<Checkpoint> = LazyLock::new(demo);
 
-/// How far weights are off: as only other experts make choices of random plans wrong.
+/// Relative error of weights, as in the test that only other experts make choices of random plans
+/// wrong.
 const OFF_BY: f32 = 0.002;
-/// Models with experts, and the same with weights that are off. gpt-oss has no other format for
-/// weights that are.
+/// Models with experts, each with a copy whose weights have that error. gpt-oss is missing, because
+/// its weights have no format in which they could have the error.
 static OFF: LazyLock<[(&LazyLock<Checkpoint>, Checkpoint); 5]> = LazyLock::new(|| {
     let off = |model, of: Toy| (model, toy(&of.off_by(OFF_BY)));
     [
@@ -98,7 +99,7 @@ static OFF: LazyLock<[(&LazyLock<Checkpoint>, Checkpoint); 5]> = LazyLock::new(|
     ]
 });
 
-/// Every model that engines are compared by.
+/// Every model that is used to compare engines.
 fn models() -> [(&'static str, &'static Checkpoint); 11] {
     [
         ("dense", &DENSE),
@@ -115,26 +116,26 @@ fn models() -> [(&'static str, &'static Checkpoint); 11] {
     ]
 }
 
-/// Lead of the likeliest token over the next in replies that both must give.
+/// Lead of the likeliest token over the next one in replies that both engines must give.
 const GAP: f32 = 0.2;
-/// Prompts of several windows; the longer has more keys than attention sums over in one piece.
+/// Prompts of several windows. The longer one has more keys than attention processes in one chunk.
 const PROMPT_LENS: [usize; 2] = [70, 400];
 /// Tokens of a tile, and of a step of the wide pass.
 const TILE: u32 = 8;
 const WIDE_TOKENS: u32 = 256;
-/// Tokens of replies that are compared.
+/// Tokens of the replies that are compared.
 const TOKENS: u32 = 12;
 
-/// Compiled kernels stay from one run to the next.
+/// Compiled kernels are kept from one run to the next.
 fn toolchain() -> Toolchain {
     let cache = std::env::temp_dir().join("kilotok-test-kernels");
     Toolchain { cache: Some(cache), prefixes: Vec::new() }
 }
 
-/// Why this many ranks cannot run here, if so.
+/// The reason why this many ranks cannot run here, if they cannot.
 fn absent(rank_count: usize) -> Option<String> {
-    // What was found holds the GPUs' contexts: to make those of eight takes seconds, and else every
-    // test would make its own.
+    // `Found` holds the GPUs' contexts. Creating those of eight GPUs takes seconds, so tests share
+    // them.
     static FOUND: Mutex<BTreeMap<usize, Result<Found, String>>> = Mutex::new(BTreeMap::new());
     let mut found = FOUND.lock().unwrap();
     found.entry(rank_count).or_insert_with(|| look(rank_count)).as_ref().err().cloned()
@@ -146,7 +147,7 @@ fn look(rank_count: usize) -> Result<Found, String> {
     Ok(found)
 }
 
-/// Its files stay until it is closed.
+/// Opens a toy. Its files stay until the checkpoint is closed.
 fn toy(toy: &Toy) -> Checkpoint {
     let folder = tempfile::tempdir().unwrap();
     toy.write(folder.path(), Files::One).unwrap();
@@ -178,12 +179,12 @@ fn sizes(rank_count: usize) -> CpuOptions {
     }
 }
 
-/// For a model whose windows are longer than toys'.
+/// For a model whose windows are longer than those of the toys.
 fn long(rank_count: usize) -> CpuOptions {
     CpuOptions { position_max: 2048, page_count: 8192, ..sizes(rank_count) }
 }
 
-/// For steps of more tokens than the narrow pass takes.
+/// For steps with more tokens than the narrow pass takes.
 fn wide(rank_count: usize) -> CpuOptions {
     CpuOptions { token_max: WIDE_TOKENS, ..sizes(rank_count) }
 }
@@ -204,7 +205,7 @@ fn cuda_from(spec: &ModelSpec, source: &dyn WeightSource, sizes: &CpuOptions) ->
     cuda_with(spec, source, sizes, None)
 }
 
-/// An engine whose steps of more than so many tokens take the wide pass.
+/// An engine that runs steps of more than `wide_above` tokens with the wide pass.
 fn cuda_wide(checkpoint: &Checkpoint, sizes: &CpuOptions, wide_above: u32) -> Box<dyn Engine> {
     let engine = cuda_with(checkpoint.spec(), checkpoint, sizes, Some(wide_above));
     assert_eq!(engine.caps().wide_from, Some(wide_above + 1), "the wide pass runs this model");
@@ -224,8 +225,8 @@ fn cuda_with(
     Box::new(engine.unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// A prompt after which the likeliest tokens are far ahead, also where weights are a little off:
-/// so no token is so near a tie of two experts that rounding sends it to the other.
+/// A prompt after which the likeliest tokens lead clearly, even if weights are slightly off. So no
+/// token is so near a tie of two experts that rounding sends it to the other one.
 fn prompt(checkpoint: &Checkpoint, length: usize) -> Vec<TokenId> {
     let mut engines = vec![cpu(checkpoint)];
     let off = OFF.iter().find(|(model, _)| std::ptr::eq(&raw const ***model, checkpoint));
@@ -233,7 +234,7 @@ fn prompt(checkpoint: &Checkpoint, length: usize) -> Vec<TokenId> {
     steady_prompt(&mut engines, length, TOKENS, GAP).unwrap().expect("a steady prompt")
 }
 
-/// GPUs are looked for even where the test needs none.
+/// This needs no GPU: it checks that every model has steady prompts.
 #[test]
 fn there_are_steady_prompts() {
     for (_, checkpoint) in models() {

@@ -1,10 +1,10 @@
-//! How many drafts are accepted on held-out text, measured through the API, against what PyTorch
-//! found on the same prompts (`crates/demo/train/evaluate.py`).
+//! How many drafts are accepted on held-out text, measured through the API, compared with PyTorch's
+//! results on the same prompts (`crates/demo/train/evaluate.py`).
 //!
 //! `cargo test --release --test demo -- --ignored --nocapture` prints the table of
-//! `benches/results/demo_acceptance.md` and leaves every reply where it says, for
-//! `evaluate.py --replies`, which has PyTorch judge the same text. Another
-//! test does the same with a GPU.
+//! `benches/results/demo_acceptance.md`. It also writes every reply to the file that it names, for
+//! `evaluate.py --replies`, in which PyTorch judges the same text. Another test does the same with
+//! a GPU.
 
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 
@@ -21,23 +21,23 @@ use crate::of_demo;
 use crate::replies::{BEYOND, DRAFTS, check_metrics};
 use crate::server::{Round, Server};
 
-/// Tokens of a prompt and its reply that are looked at.
+/// Most tokens of a prompt and its reply that are evaluated.
 const LENGTH: usize = 512;
-/// Name, temperature and `top_p`, as `evaluate.py` has them.
+/// Name, temperature and `top_p` of each mode, as in `evaluate.py`.
 const MODES: [(&str, f32, f32); 3] =
     [("greedy", 0.0, 1.0), ("temperature 1", 1.0, 1.0), ("temperature 1, top_p 0.95", 1.0, 0.95)];
 const RULES: [(&str, Verification); 2] = [
     ("match", Verification::Match),
     ("rejection", Verification::Rejection { draft_temperature: 0.4 }),
 ];
-/// As `rules.py` writes them.
+/// As written by `rules.py`.
 const TEMPERATURES: [&str; 2] = ["0.6", "1.0"];
-/// Allowed difference between served and PyTorch's length. Draws differ: where the sample is too
-/// small for it, [`ERRORS_MAX`] standard errors of the difference are allowed.
+/// Allowed difference between the served and PyTorch's acceptance length. The draws differ, so if
+/// the sample is too small for this, [`ERRORS_MAX`] standard errors of the difference are allowed.
 const SLACK: f64 = 0.05;
-/// One correct comparison in 400 is further off.
+/// One correct comparison in 400 differs by more.
 const ERRORS_MAX: f64 = 3.0;
-/// Of what the demo is to show, the least: set, mode, length.
+/// The smallest acceptance lengths that the demo must show: set, mode, length.
 const LEAST: [(&str, &str, f64); 5] = [
     ("code", "greedy", 4.0),
     ("code", "temperature 1", 3.3),
@@ -46,7 +46,7 @@ const LEAST: [(&str, &str, f64); 5] = [
     ("chat", "temperature 1, top_p 0.95", 2.5),
 ];
 
-/// Accepted drafts of each round, for each reply.
+/// The number of accepted drafts of each round, for each reply.
 #[derive(Default)]
 struct Replies(Vec<Vec<usize>>);
 
@@ -55,7 +55,7 @@ impl Replies {
         self.0.iter().map(Vec::len).sum::<usize>() as f64
     }
 
-    /// The share of rounds that accept at least the first, second .. draft.
+    /// The shares of rounds that accept at least one draft, two drafts, and so on.
     fn rates(&self) -> Vec<f64> {
         let rate = |least: usize| {
             let rounds = self.0.iter().flatten();
@@ -75,7 +75,8 @@ impl Replies {
         format!("| {length:.3} | {error:.3} | {} | {rounds} |", rates.join(" "))
     }
 
-    /// Standard error of the length. Rounds of one reply are alike, so replies are the sample.
+    /// The standard error of the length. Rounds of the same reply are correlated, so the sample
+    /// consists of replies.
     fn standard_error(&self) -> f64 {
         let mean = self.length() - 1.0;
         let residual = |rounds: &Vec<usize>| {
@@ -87,13 +88,13 @@ impl Replies {
     }
 }
 
-/// Accepted drafts of the rounds whose drafts all lie within the reply. PyTorch leaves out the
-/// others too, since tokens after the end are no part of the text.
+/// The accepted drafts of the rounds whose drafts all lie within the reply. PyTorch leaves out the
+/// other rounds too, because tokens after the end are not part of the text.
 fn counted(rounds: &[Round], length: usize) -> Vec<usize> {
     let mut said = 0;
     let mut accepted = Vec::new();
     for round in rounds {
-        // The first comes from the prompt, without drafts.
+        // The first token comes from the prompt, without drafts.
         if said > 0 && said + DRAFTS <= length {
             assert_eq!(round.drafted as usize, DRAFTS, "it was to draft as much as it can");
             accepted.push(round.tokens.len() - 1);
@@ -103,7 +104,7 @@ fn counted(rounds: &[Round], length: usize) -> Vec<usize> {
     accepted
 }
 
-/// The reply's tokens within the length that is looked at, and its rounds.
+/// Requests a reply. Returns its tokens within the evaluated length, and its rounds.
 fn ask(server: &mut Server, prompt: &Value, body: &Value) -> (Vec<TokenId>, Vec<Round>) {
     let is_text = prompt["prompt"].is_string();
     let path = if is_text { "/v1/completions" } else { "/v1/chat/completions" };
@@ -141,7 +142,7 @@ fn acceptance_is_what_pytorch_says() {
     measure(Server::start(), false);
 }
 
-/// Of `--draft-fp8`: other drafts, of which as many are accepted as the slack allows.
+/// With `--draft-fp8`: the drafts differ, but equally many must be accepted, within the slack.
 #[test]
 #[ignore = "a thousand replies: minutes in release, see the file's head"]
 fn acceptance_of_fp8_drafts_is_what_pytorch_says_of_floats() {
@@ -158,8 +159,9 @@ fn acceptance_from_a_gpu_is_what_pytorch_says() {
     }
 }
 
-/// Lengths of both rules on every set, at the temperatures that models are served at, against those
-/// of `crates/demo/train/rules.py`. It leaves every reply for that program's `--replies`.
+/// The lengths of both rules on every set, at the temperatures at which models are served, compared
+/// with those of `crates/demo/train/rules.py`. Every reply is written to a file for that program's
+/// `--replies`.
 #[test]
 #[ignore = "fourteen hundred replies: minutes in release, see the file's head"]
 fn rejection_sampling_accepts_as_many_drafts() {
@@ -177,7 +179,7 @@ fn measure_rules(start: impl Fn(Verification) -> Result<Server, String>) {
     let figures = std::fs::read(of_demo("figures/held_out.rules.json")).unwrap();
     let figures: Value = serde_json::from_slice(&figures).unwrap();
     let (mut lines, mut failures) = (String::new(), Vec::new());
-    // Length and its error by sample and match.
+    // The length and its error with sample and match.
     let mut matched: BTreeMap<(String, &str), (f64, f64)> = BTreeMap::new();
     println!("| text | temperature | rule | PyTorch | length | standard error | rates | rounds |");
     println!("|---|---:|---|---:|---:|---:|---|---:|");
@@ -210,7 +212,7 @@ fn measure_rules(start: impl Fn(Verification) -> Result<Server, String>) {
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
-/// The replies to all prompts by set, and a line of `lines` for each.
+/// Requests replies to all prompts. Returns them by set, and adds a line for each to `lines`.
 fn ask_all(
     server: &mut Server,
     prompts: &[Value],
@@ -221,7 +223,7 @@ fn ask_all(
     let mut sets: BTreeMap<String, Replies> = BTreeMap::new();
     for (index, prompt) in prompts.iter().enumerate() {
         let mut body = body_of(prompt, 0, temperature.parse().unwrap(), 1.0);
-        // A reply to a seed is always matched.
+        // A reply with a seed is always verified by sample and match.
         body.as_object_mut().unwrap().remove("seed");
         let (tokens, rounds) = ask(server, prompt, &body);
         let accepted = counted(&rounds, tokens.len());
@@ -240,7 +242,7 @@ fn prompts() -> Vec<Value> {
     prompts.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// With `others`, greedy text or drafts are not PyTorch's to the last token.
+/// `others`: greedy text or drafts may differ from PyTorch's.
 fn measure(mut server: Server, others: bool) {
     let prompts = prompts();
     let figures = std::fs::read(of_demo("figures/held_out.figures.json")).unwrap();
@@ -272,7 +274,7 @@ fn measure(mut server: Server, others: bool) {
 }
 
 fn write_replies(name: &str, lines: &str) {
-    // The second exists where only the files for a GPU machine are.
+    // The second folder exists where there are only the files for a machine with GPUs.
     let folders = [env!("CARGO_TARGET_TMPDIR"), "out"].map(Path::new);
     let folder = folders.into_iter().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
     let path = folder.join(name);
@@ -280,12 +282,13 @@ fn write_replies(name: &str, lines: &str) {
     println!("\nevery reply is in {}", path.display());
 }
 
-/// Prints a line of the table, and tells what is wrong with it.
+/// Prints a line of the table, and returns what is wrong with it.
 fn judge(set: &str, mode: &str, replies: &Replies, expected: f64, others: bool) -> Option<String> {
     let (length, error) = (replies.length(), replies.standard_error());
     println!("| {set} | {mode} | {expected:.3} {}", replies.cells());
-    // PyTorch's own draws have as large an error. A GPU's greedy text leaves PyTorch's at the first
-    // near tie, and is then another draw; so are drafts of other weights.
+    // PyTorch's own draws have an error of the same size. A GPU's greedy text departs from
+    // PyTorch's at the first near tie, and is a different draw from there on; so are drafts of
+    // other weights.
     let by_chance =
         if mode == "greedy" && !others { 0.0 } else { ERRORS_MAX * error * 2_f64.sqrt() };
     let least = LEAST.iter().find(|(s, m, _)| (*s, *m) == (set, mode));

@@ -1,16 +1,17 @@
-//! `expected.safetensors`: greedy replies to three prompts and the logits along them, in float64 by
-//! code that trained nothing. `crates/demo/train/fixture.py` says what each tensor is.
+//! `expected.safetensors`: greedy replies to three prompts and the logits along them, computed in
+//! float64 by code that took no part in training. `crates/demo/train/fixture.py` describes each
+//! tensor.
 
 use kilotok_abi::TokenId;
 use safetensors::SafeTensors;
 
 use crate::of_demo;
 
-/// Logits are of every so many-th token of the vocabulary.
+/// Logits are stored for one token of the vocabulary in this many.
 pub(crate) const STRIDE: usize = 32;
 pub(crate) const PROMPT_COUNT: usize = 3;
 
-/// One prompt, its reply, and the rounds that the reply came in.
+/// A prompt, its reply, and the rounds in which the reply was generated.
 pub(crate) struct Expected {
     bytes: Vec<u8>,
     prompt: usize,

@@ -1,5 +1,6 @@
-//! The CPU engine's logits on real text, target and drafter, against a float64 oracle: Hugging
-//! Face transformers' model on the checkpoint's float twin, and the drafter of `tests/parity`.
+//! Compares the CPU engine's logits on real text, of target and drafter, with a float64 oracle:
+//! Hugging Face transformers' model on the checkpoint's float twin, and the drafter of
+//! `tests/parity`.
 
 use kilotok_abi::TokenId;
 use kilotok_model::Knobs;
@@ -8,8 +9,9 @@ use crate::checkpoint;
 use crate::expected::{Expected, PROMPT_COUNT, STRIDE};
 use crate::fixture::{Sequence, Worst, given};
 
-/// The engine adds up to 1024 values at a time in float32, 6e-8 each, through six layers; that
-/// gives 1.4e-6 here. Ten times as much leaves room for vector units that add in another order.
+/// The engine adds up to 1024 values at a time in float32, with an error of 6e-8 each, through six
+/// layers; here that amounts to 1.4e-6. Ten times as much leaves room for vector units that add in
+/// another order.
 const TOLERANCE: f32 = 1e-5;
 
 fn check(rank_count: usize) {
@@ -34,7 +36,7 @@ fn check(rank_count: usize) {
     }
 }
 
-/// Runs the rounds of a reply: each verifies the drafts that the drafter made in the one before.
+/// Runs the rounds of a reply. Each verifies the drafts that the drafter made in the round before.
 fn follow(expected: &Expected, sequence: &mut Sequence, worst: &mut Worst) {
     let mut out = sequence.step(given(&expected.tokens("prompt"), 0));
     for round in 0..expected.round_count() {

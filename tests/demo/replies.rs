@@ -1,17 +1,17 @@
-//! What the server says: the oracle's tokens in the oracle's rounds, the template's parts as the
-//! API's fields.
+//! The server's replies: the tokens and rounds must be the oracle's, and the template's parts must
+//! become the API's fields.
 
 use serde_json::{Value, json};
 
 use crate::expected::{Expected, PROMPT_COUNT};
 use crate::server::{Round, Server};
 
-/// Of a round, all that the drafter can make.
+/// Drafts of a round: as many as the drafter can make.
 pub(crate) const DRAFTS: usize = 7;
-/// More tokens than are looked at, so that no round is cut short by the end of the request.
+/// More tokens than are evaluated, so that the end of the request cuts no evaluated round short.
 pub(crate) const BEYOND: usize = DRAFTS + 1;
 
-/// A reply tells itself in how many steps 0, 1, 2 .. drafts were accepted; it must be so.
+/// Checks the reply's own report of how many steps accepted 0, 1, 2 .. drafts.
 pub(crate) fn check_metrics(answer: &Value, rounds: &[Round]) {
     let mut counts = vec![0; DRAFTS + 1];
     for round in rounds.iter().filter(|round| round.drafted > 0) {

@@ -1,6 +1,6 @@
 //! How many drafts both rules accept after the same texts: sample and match, and rejection sampling
-//! at several draft temperatures. Lengths of whole replies, as `acceptance.rs` measures them, are
-//! those of other texts for each rule; at the same places differences of 0.05 show.
+//! at several draft temperatures. `acceptance.rs` measures lengths of whole replies, whose texts
+//! differ between the rules; at the same positions, differences of 0.05 become visible.
 
 use std::collections::BTreeMap;
 
@@ -18,14 +18,14 @@ use serde_json::Value;
 
 use crate::{checkpoint, of_demo};
 
-/// Of each set.
+/// Number of prompts of each set.
 const PROMPTS: usize = 48;
 const SETS: [&str; 3] = ["code", "functions", "chat"];
 const REPLY: u32 = 200;
-/// Tokens between two places.
+/// Tokens between two measured positions.
 const STRIDE: usize = 9;
 const DRAFTS: u32 = 7;
-/// One right comparison in 740 is further below.
+/// One correct comparison in 740 is further below.
 const ERRORS_MAX: f64 = 3.0;
 /// Draft temperatures; `None` is sample and match.
 const RULES: [Option<f32>; 7] =
@@ -59,8 +59,9 @@ fn run(engine: &mut dyn Engine, row: Row) -> RowOutput {
     output.rows.remove(0)
 }
 
-/// Accepted drafts behind the text's first `count` tokens and one that the target samples. The keys
-/// and values of the text are in the pages; those from `count` on are lost.
+/// The number of drafts that are accepted after the text's first `count` tokens and one token that
+/// the target samples. The keys and values of the text are in the pages; those from `count` on are
+/// overwritten.
 fn accepted(engine: &mut dyn Engine, text: &[TokenId], count: usize, setup: SlotSetup) -> usize {
     let tokens = RowTokens::Given { tokens: vec![text[count - 1]], draft_count: 0 };
     let first = row(engine, count - 1, tokens);
@@ -70,7 +71,7 @@ fn accepted(engine: &mut dyn Engine, text: &[TokenId], count: usize, setup: Slot
     run(engine, drafted).tokens.len() - 1
 }
 
-/// Tokens of a prompt, or of a conversation.
+/// The tokens of a prompt or of a conversation.
 fn tokens_of(text: &Text, prompt: &Value) -> Vec<TokenId> {
     if let Some(prompt) = prompt["prompt"].as_str() {
         return text.encode_plain(prompt).unwrap();
@@ -102,7 +103,7 @@ fn rules_at_the_same_places() {
     for (set, temperature) in SETS.into_iter().flat_map(|set| [(set, 1.0), (set, 0.6)]) {
         let of_set = lines.iter().filter(|prompt| prompt["set"] == set).take(PROMPTS);
         let prompts: Vec<_> = of_set.map(|prompt| tokens_of(&text, prompt)).collect();
-        // Of each rule, the accepted drafts at every place.
+        // For each rule, the accepted drafts at every position.
         let mut all: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
         for (index, prompt) in prompts.iter().enumerate() {
             let sampling = Sampling { seed: index as u64, temperature, ..Sampling::GREEDY };
@@ -138,7 +139,8 @@ fn rules_at_the_same_places() {
             let name = RULES[*rule].map_or("match".to_owned(), |factor| factor.to_string());
             let gained = format!("{gain:+.3} ± {error:.3}");
             println!("| {set} | {temperature} | {name} | {length:.3} | {gained} | {count} |");
-            // Of greedy drafts both accept the same share; the default is the best of the others.
+            // With greedy drafts, both rules accept the same share; the default temperature is the
+            // best of the others.
             if matches!(RULES[*rule], Some(0.0 | 0.4)) {
                 assert!(
                     gain >= -ERRORS_MAX * error,

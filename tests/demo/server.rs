@@ -1,5 +1,5 @@
-//! A server of the demo model, as `kilotok serve` makes it but for two things: it drafts as much as
-//! it can in every round, and the test can look at the rounds.
+//! A server of the demo model as `kilotok serve` makes it, except that it drafts as much as it can
+//! in every round, and that the test can see the rounds.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::{checkpoint, of_demo};
 
-/// The cost of every step that the scheduler is given: then every draft pays.
+/// The cost that the scheduler is given for every step, with which every draft pays.
 const STEP_US: u64 = 1000;
 
 /// A row that chose tokens: the accepted drafts and one of the target's own.
@@ -35,7 +35,7 @@ pub(crate) struct Round {
 
 type Rounds = Arc<Mutex<Vec<Round>>>;
 
-/// An engine that notes its rounds.
+/// An engine that records its rounds.
 struct Watched {
     inner: Box<dyn Engine>,
     drafted: Vec<u32>,
@@ -79,7 +79,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// With the reference engine.
+    /// Starts the server with the reference engine.
     pub(crate) fn start() -> Self {
         Self::start_with(&Knobs::default())
     }
@@ -88,12 +88,13 @@ impl Server {
         Self::with(reference(knobs), Verification::Match)
     }
 
-    /// With the reference engine, and this rule for requests that sample and name no seed.
+    /// Starts the server with the reference engine, and with this rule for requests that sample
+    /// without a seed.
     pub(crate) fn start_verifying(verification: Verification) -> Self {
         Self::with(reference(&Knobs::default()), verification)
     }
 
-    /// With a GPU, if there is one, otherwise why there is none; and this rule.
+    /// Starts the server with a GPU and this rule. If there is no GPU, returns the reason.
     pub(crate) fn start_on_gpu(verification: Verification) -> Result<Self, String> {
         let sizes = Sizes { token_max: TOKENS_MAX, ..sizes() };
         let options = CudaOptions { sizes, ..CudaOptions::default() };
@@ -133,7 +134,7 @@ impl Server {
         Self { address, rounds, stop: Some(stop), thread: Some(thread) }
     }
 
-    /// The answer to a request, and the rounds that it took. One at a time.
+    /// The answer to a request, and the rounds that it took. Only one request may run at a time.
     pub(crate) fn ask(&mut self, path: &str, body: &Value) -> (Value, Vec<Round>) {
         self.rounds.lock().unwrap().clear();
         let mut socket = TcpStream::connect(self.address).unwrap();

@@ -1,14 +1,15 @@
-//! Distance of two engines' log-probabilities. Where the router of some layer was a near tie,
-//! rounding sends a token to another expert and its numbers change altogether. Such positions are
-//! judged separately, by the lead of the reference's last expert over the next.
+//! The distance between two engines' log-probabilities. Where experts nearly tie in some layer's
+//! router, rounding sends a token to another expert, and its numbers change completely. Such
+//! positions are judged separately, by the lead of the last chosen expert over the next one in the
+//! reference.
 
 use kilotok_engine::TokenLogprobs;
 
-/// Distances, each with the smallest lead of its position's experts.
+/// Distances, each with the smallest lead among the experts of its position.
 #[derive(Default)]
 pub(crate) struct Distances(Vec<(f32, f32)>);
 
-/// The largest distance of the same tokens' numbers.
+/// The largest difference between the log-probabilities of the same tokens.
 pub(crate) fn distance(a: &TokenLogprobs, b: &TokenLogprobs) -> f32 {
     let listed = a.top.iter().filter_map(|a| {
         let b = b.top.iter().find(|b| b.token == a.token)?;
@@ -24,7 +25,7 @@ impl Distances {
         self.0.push((distance, lead));
     }
 
-    /// Distances where the lead is at least so much, in rising order.
+    /// Distances of positions whose lead is at least `lead`, in ascending order.
     pub(crate) fn clear_of(&self, lead: f32) -> Vec<f32> {
         let clear = self.0.iter().filter(|(_, own)| *own >= lead);
         let mut distances: Vec<f32> = clear.map(|(distance, _)| *distance).collect();
@@ -33,7 +34,7 @@ impl Distances {
     }
 }
 
-/// Of numbers in rising order, the one below which such a share lies.
+/// The value below which this share of ascending numbers lies.
 pub(crate) fn quantile(sorted: &[f32], share: f32) -> f32 {
     let last = sorted.len().saturating_sub(1);
     sorted.get((share * last as f32).round() as usize).copied().unwrap_or_default()

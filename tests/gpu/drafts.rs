@@ -1,4 +1,4 @@
-//! Drafts of the GPU beside the reference's, after the same tokens.
+//! Compares the GPU's drafts with the reference's, after the same tokens.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ const REQUESTS: u64 = 6;
 const PROMPT_LEN: u32 = 40;
 const REPLY_LEN: u32 = 60;
 
-/// Plans of replies that take one token a step, each asking for all the drafts there can be.
+/// Plans of replies that take one token per step. Each row asks for as many drafts as possible.
 fn plans(checkpoint: &Checkpoint) -> Vec<StepPlan> {
     let engine = CpuEngine::start(checkpoint.spec(), checkpoint, &sizes(1), &Quiet).unwrap();
     let draft_max = engine.caps().draft_max;
@@ -32,7 +32,7 @@ fn plans(checkpoint: &Checkpoint) -> Vec<StepPlan> {
         request
     };
     let requests: Vec<_> = (0..REQUESTS).map(request).collect();
-    // Every row's tokens are then in its plan.
+    // With this, the plan has every row's tokens.
     let drafts = Drafts::Given(Guess { text: Vec::new(), count: 0, right: 0 });
     let how = How { drafts, ..How::default() };
     let jobs: Vec<_> = requests.iter().map(|request| (request, &how)).collect();
@@ -53,20 +53,21 @@ fn run(engine: &mut dyn Engine, plan: &StepPlan) -> StepOutput {
     output
 }
 
-/// How far the likeliest logit is ahead.
+/// The lead of the largest logit over the next one.
 fn lead(logits: &[f32]) -> f32 {
     let mut sorted = logits.to_vec();
     sorted.sort_by(|a, b| b.total_cmp(a));
     sorted[0] - sorted[1]
 }
 
-/// Lead of the likeliest logit in drafts that rounding does not decide.
+/// With this lead of the largest logit, rounding does not decide the draft.
 const CLEAR: f32 = 0.5;
-/// Drafts in a thousand that may differ: of all, and of those with such a lead. Of 2520 for each
-/// model 2 to 24 did, and 0 to 3 of the clear ones, after tokens that went to other experts.
+/// How many drafts in a thousand may differ: of all, and of those with this lead. Of 2520 drafts
+/// per model, 2 to 24 differed, and 0 to 3 of those with this lead, after tokens that went to other
+/// experts.
 const DIFFERING: [usize; 2] = [20, 5];
 
-/// Drafts that were compared, and those that differ.
+/// The drafts that were compared, and those that differ.
 #[derive(Default)]
 struct Counts {
     all: [usize; 2],

@@ -1,7 +1,8 @@
-//! The law of drafts that are judged, through an engine's own step: its drafter draws them, and its
-//! target judges as many as are chosen by anything but them. A request's first token is the only
-//! one that its mask allows. The second one, which may be a draft, must follow the target's law, by
-//! scores that the engine reports of all tokens.
+//! The distribution of tokens under rejection sampling, through an engine's own step: its drafter
+//! draws the drafts, and its target verifies a number of them that is chosen independently of the
+//! drafts. The first token of a request is the only one that the mask allows. The second token,
+//! which may be a draft, must follow the target's distribution, which is known from the scores that
+//! the engine reports for all tokens.
 
 #![expect(clippy::print_stdout, reason = "figures, with --nocapture")]
 
@@ -18,18 +19,18 @@ use crate::{GPT_OSS, PRO, QWEN3_DENSE, WIDE_TOKENS, absent, cuda_of, cuda_wide, 
 
 const DRAWS: u64 = 1 << 14;
 const MANY_DRAWS: u64 = 1 << 20;
-/// For GPUs that are emulated.
+/// Used on emulated GPUs.
 const FEW_DRAWS: u64 = 1 << 10;
-/// A number of drafts is three bits.
+/// The number of drafts is drawn as three bits.
 const DRAFTS: u32 = 7;
-/// Requests of a step, each with all drafts.
+/// Number of requests in a step, each with all drafts.
 const ROWS: u32 = kilotok_cuda::TOKENS_MAX / (DRAFTS + 1);
 /// Pages of a slot.
 const PAGES: u32 = 2;
 /// The first token of every request.
 const FIRST: TokenId = 6;
 
-/// A request, and the factor of its temperature for drafts.
+/// A request, and the temperature of its drafts, relative to its own.
 #[derive(Clone, Debug)]
 struct Setting {
     sampling: Sampling,
@@ -75,7 +76,8 @@ impl Setting {
         }
     }
 
-    /// The law of the token after the first, by the model's scores: the definitions in f64.
+    /// The exact distribution of the token after the first one, from the model's scores, calculated
+    /// in f64 from the definitions.
     fn law(&self, scores: &[f32]) -> Vec<f64> {
         let s = &self.sampling;
         let mut x: Vec<f64> = scores.iter().map(|&score| f64::from(score)).collect();
@@ -122,7 +124,7 @@ fn row(engine: &dyn Engine, slot: u32, start: usize, tokens: RowTokens) -> PlanR
     }
 }
 
-/// The log-probability of each token after the history and the first.
+/// The log-probability of each token after the history and the first token.
 fn scores(engine: &mut dyn Engine) -> Vec<f32> {
     let vocab_size = engine.caps().vocab_size;
     let score = |token| {
@@ -137,9 +139,10 @@ fn scores(engine: &mut dyn Engine) -> Vec<f32> {
 }
 
 struct Counts {
-    /// How often each token came second.
+    /// How often each token was the second one.
     tokens: Vec<u32>,
-    /// Of the drafts that were judged first, how many were accepted.
+    /// How many drafts were verified as the first of a row, and below, how many of them were
+    /// accepted.
     judged: u32,
     accepted: u32,
 }
@@ -211,7 +214,7 @@ fn the_gpu_keeps_the_law_of_judged_drafts() {
     check(&mut *cuda_of(&PRO, &few_tokens()), &settings(), DRAWS);
 }
 
-/// As many draws as `tests/law.rs` has.
+/// With as many draws as `tests/law.rs`.
 #[test]
 #[ignore = "minutes"]
 fn the_gpu_keeps_the_law_of_a_million_judged_drafts() {
@@ -248,7 +251,7 @@ fn the_wide_pass_keeps_the_law_of_judged_drafts() {
     check(&mut *cuda_wide(&PRO, &sizes, 0), &settings()[..2], DRAWS);
 }
 
-/// For GPUs that are emulated.
+/// Used on emulated GPUs.
 #[test]
 fn few_judged_drafts_keep_the_law() {
     if let Some(reason) = absent(1) {

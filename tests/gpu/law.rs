@@ -1,8 +1,9 @@
-//! The distribution of an engine's tokens, as `tests/law.rs` has it: two tokens after a history, a
-//! draft before them that is right now and then, and combinations of processors. The logits are a
-//! model's, which the engine itself reports as scores, token by token.
+//! The distribution of an engine's tokens, checked as in `tests/law.rs`: two tokens after a
+//! history, preceded by a draft that is sometimes right, with combinations of processors. The
+//! logits are a model's; the engine reports them as scores, token by token.
 //!
-//! The repetition penalty is left out: it depends on the sign of logits, which scores do not show.
+//! The repetition penalty is left out, because it depends on the sign of logits, which scores do
+//! not show.
 
 use std::cell::RefCell;
 
@@ -25,10 +26,10 @@ mod setup;
 
 const DRAWS: u64 = 1 << 14;
 const FALSE_ALARM: f64 = 1e-6;
-/// Combinations of processors on a GPU, and without one.
+/// How many combinations of processors are checked on a GPU, and below, without one.
 const SETTINGS: u32 = 24;
 const FEW_SETTINGS: u32 = 2;
-/// Requests of a step: each has the history's last token and a draft.
+/// Number of requests in a step. Each has the history's last token and a draft.
 const ROWS: u32 = kilotok_cuda::TOKENS_MAX / 2;
 
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +47,8 @@ fn target_logits(offset: usize, last: TokenId) -> Row<f32> {
     LOGITS.with_borrow(|logits| logits[offset][last as usize])
 }
 
-/// The request of a combination. What its bias forbids is a bad word here: a plan's text form has
-/// no infinities.
+/// The request of a combination. Tokens that its bias forbids are bad words here, because the text
+/// form of a plan has no infinities.
 fn slot_setup(combination: u32, seed: u64) -> SlotSetup {
     let setup = setup_of(combination);
     let mut bad_words = setup.bad_words;
@@ -64,7 +65,8 @@ fn slot_setup(combination: u32, seed: u64) -> SlotSetup {
     }
 }
 
-/// Of the whole vocabulary the first 8 tokens, less what the combination's grammar forbids.
+/// Allows the first 8 tokens of the vocabulary, except those that the combination's grammar
+/// forbids.
 fn mask(combination: u32, last: TokenId, vocab_size: u32) -> Vec<u32> {
     let mut mask = vec![0; vocab_size.div_ceil(32) as usize];
     mask[0] = mask_of(combination, last) & 0xff;
@@ -78,7 +80,7 @@ fn run(engine: &mut dyn Engine, rows: Vec<PlanRow>) -> StepOutput {
     output
 }
 
-/// Every slot has one page of each group: the whole sequence fits it.
+/// Every slot has one page of each group, in which the whole sequence fits.
 fn row(engine: &dyn Engine, slot: u32, start: usize, tokens: RowTokens) -> PlanRow {
     let run = PageRun { first: 0, pages: vec![PageId(slot)] };
     PlanRow {
@@ -98,7 +100,8 @@ fn row(engine: &dyn Engine, slot: u32, start: usize, tokens: RowTokens) -> PlanR
 
 const LAST: usize = HISTORY.len() - 1;
 
-/// Fills the pages of so many slots up to the last token of the history; `row` makes a row of one.
+/// Fills the pages of this many slots up to the last token of the history. `row` makes a row of a
+/// slot.
 fn prepare(
     engine: &mut dyn Engine,
     slot_count: u32,
@@ -124,7 +127,7 @@ fn scores(engine: &mut dyn Engine, after: &[TokenId]) -> Row<f32> {
     })
 }
 
-/// How often each pair of tokens came.
+/// How often each pair of tokens was generated.
 fn count(engine: &mut dyn Engine, combination: u32) -> Vec<u32> {
     let vocab_size = engine.caps().vocab_size;
     let allowed = |last| mask(combination, last, vocab_size);

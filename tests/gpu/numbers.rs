@@ -1,11 +1,13 @@
-//! Log-probabilities of the GPU beside the reference's, position by position, over random prompts.
+//! Compares log-probabilities of the GPU with the reference's, position by position, over random
+//! prompts.
 //!
-//! The GPU rounds activations to BF16, 2^-9 of each value, before every product and in its pages.
-//! The effect on log-probabilities was found with the reference itself: made to round in the same
-//! places, up or down at random where it is near the middle, it differs from itself as much as the
-//! GPU does. With experts a few positions are far off: where a router's last choice was hardly
-//! ahead of the next, rounding makes it another one, and attention spreads that a little. So there
-//! are bounds for most positions, and where there are no experts, one for all.
+//! The GPU rounds activations to BF16, with an error of up to 2^-9 of each value, before every
+//! product and in its pages. The effect on log-probabilities was measured with the reference
+//! itself: made to round in the same places, up or down at random where a value is near the middle,
+//! it differs from itself as much as the GPU does. In models with experts, a few positions are far
+//! off: where a router's last choice hardly led over the next, rounding makes it another one, and
+//! attention spreads that a little. So there are bounds for most positions, and for models without
+//! experts a bound for all.
 
 #![expect(clippy::print_stdout, reason = "figures, with --nocapture")]
 
@@ -25,19 +27,20 @@ use crate::{
     DEMO, DENSE, FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_FP8, V2_6_FLASH, WIDE, absent, cuda, sizes,
 };
 
-/// Allowed distances, a third to a half more than rounding was measured to cause.
+/// Allowed distances, a third to a half larger than those that rounding was measured to cause.
 pub(crate) struct Bounds {
-    /// At half of the positions.
+    /// Bound for half of the positions.
     pub(crate) half: f32,
-    /// At 95 of 100.
+    /// Bound for 95 of 100 positions.
     pub(crate) most: f32,
-    /// At 99 of 100 of those where no router was near a tie.
+    /// Bound for 99 of 100 positions at which no router was near a tie.
     pub(crate) clear: f32,
-    /// At every position.
+    /// Bound for every position.
     pub(crate) all: f32,
 }
 
-/// A router's scores are from 0 to 1; rounding moves them by about a thousandth.
+/// Below this lead of a router's score a choice counts as a near tie. Scores are from 0 to 1, and
+/// rounding moves them by about a thousandth.
 const NEAR_TIE: f32 = 0.003;
 
 const MODELS: [(&str, &LazyLock<Checkpoint>, Bounds); 5] = [
@@ -48,7 +51,7 @@ const MODELS: [(&str, &LazyLock<Checkpoint>, Bounds); 5] = [
     ("demo", &DEMO, Bounds { half: 0.03, most: 0.075, clear: 0.11, all: f32::INFINITY }),
 ];
 
-/// The same of families that fewer ranks can share, as an emulated GPU computes them.
+/// The same for families that fewer ranks can share, as computed by an emulated GPU.
 const FAMILIES: [(&str, &LazyLock<Checkpoint>, Bounds); 4] = [
     ("qwen3 dense", &QWEN3_DENSE, Bounds { half: 0.022, most: 0.042, clear: 0.055, all: 0.11 }),
     (
@@ -64,12 +67,12 @@ const FAMILIES: [(&str, &LazyLock<Checkpoint>, Bounds); 4] = [
     ),
 ];
 
-/// Prompts of each model, and their length: keys of several windows, and more than attention sums
-/// over in one piece.
+/// Number of prompts for each model; below, their length, which gives keys of several windows and
+/// more keys than attention processes in one chunk.
 const PROMPTS: u64 = 6;
 const PROMPT_LEN: usize = 400;
 
-/// Scores of prompts by the reference, and the smallest lead of each position's experts.
+/// The reference's scores of prompts, and for each position the smallest lead among its experts.
 fn reference(
     spec: &ModelSpec,
     source: &dyn WeightSource,
@@ -133,7 +136,7 @@ fn compare(name: &str, checkpoint: &Checkpoint, rank_count: usize, bounds: &Boun
     compare_with(&what, checkpoint.spec(), checkpoint, prompts, engine, bounds);
 }
 
-/// Compares an engine with the reference, over so many prompts of a length.
+/// Compares an engine with the reference, over a number of prompts of this length.
 pub(crate) fn compare_with(
     what: &str,
     spec: &ModelSpec,

@@ -1,5 +1,5 @@
-//! Weights so large that numbers overflow: on a GPU as on the reference the row ends in a fault,
-//! never in a token.
+//! Weights so large that numbers overflow: on a GPU, as on the reference, the row must end with a
+//! fault, never with a token.
 
 use half::bf16;
 use kilotok_cpu::CpuEngine;
@@ -11,10 +11,10 @@ use kilotok_weights::{Checkpoint, Quiet, Tensor, TensorData, WeightError, Weight
 
 use crate::{DENSE, GPT_OSS, PRO, UNEVEN, absent, cuda_from, cuda_with, sizes, wide};
 
-/// Times this, most numbers still fit F32 and BF16, and no sum of their squares does.
+/// Multiplied by this, most numbers still fit F32 and BF16, but no sum of their squares does.
 const LARGE: f32 = 1e30;
 
-/// A model, some of whose weights are so much larger.
+/// A model in which some weights are multiplied by that.
 struct Scaled {
     weights: &'static [LayerWeight],
 }
@@ -45,10 +45,10 @@ impl WeightSource for Scaled {
     }
 }
 
-/// A model in whose table one token is so much larger.
+/// A model in whose embedding table one token's row is multiplied by that.
 struct OneLarge(&'static Checkpoint);
 
-/// That token.
+/// The token with the large row.
 const LARGE_TOKEN: usize = 7;
 
 impl WeightSource for OneLarge {
@@ -72,7 +72,7 @@ impl WeightSource for OneLarge {
     }
 }
 
-/// A reply is the same before and after one whose numbers overflow.
+/// A reply must be the same before and after one whose numbers overflow.
 fn no_overflow_outlives_its_request(engine: &mut dyn Engine) {
     let drafts = engine.caps().draft_max;
     let how = How { drafts: Drafts::Held { made: drafts, used: drafts }, ..How::default() };
@@ -87,7 +87,8 @@ fn no_overflow_outlives_its_request(engine: &mut dyn Engine) {
     assert_eq!(before.drafts, after.drafts);
 }
 
-/// Kinds of layers whose widths differ must not leave NaN where others expect zeros.
+/// If kinds of layers have different widths, one kind must not leave NaN where another expects
+/// zeros.
 #[test]
 fn an_overflow_does_not_outlive_its_request() {
     if let Some(reason) = absent(1) {
@@ -97,7 +98,7 @@ fn an_overflow_does_not_outlive_its_request() {
     no_overflow_outlives_its_request(&mut *engine);
 }
 
-/// The same by the wide pass, with experts in MXFP4, shared buffers of tokens, and sinks.
+/// The same with the wide pass, MXFP4 experts, shared token buffers, and sinks.
 #[test]
 fn an_overflow_in_a_wide_step_does_not_outlive_its_request() {
     if let Some(reason) = absent(1) {

@@ -1,7 +1,7 @@
 //! Two engines in lockstep, as one `Engine`. The caller sees the reference's replies, and both
-//! engines always continue from the same tokens, so that every single choice can be compared. A
-//! choice that differs must be one that small errors of the logits explain. It is counted, the
-//! reference's token stands, and the slot is set up again in both.
+//! engines always continue from the same tokens, so that every single choice can be compared. If a
+//! choice differs, small errors of the logits must explain it. It is counted, the reference's token
+//! is kept, and the slot is set up again in both engines.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,20 +15,20 @@ use kilotok_sampling::{Sampler, Setup};
 
 use crate::distances::{Distances, distance};
 
-/// What a pair has counted.
+/// The counts of a pair.
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) steps: usize,
-    /// Choices that were compared, greedy ones and sampled ones.
+    /// Choices that agree: greedy ones, and below, sampled ones.
     pub(crate) greedy: usize,
     pub(crate) sampled: usize,
-    /// Choices that differ, but by less than the tolerance of the logits.
+    /// Choices that differ within the tolerance of the logits.
     pub(crate) within: [usize; 2],
-    /// Choices that differ where experts were a near tie.
+    /// Choices that differ because experts nearly tie.
     pub(crate) other_experts: [usize; 2],
-    /// Choices that differ and should not.
+    /// Choices that differ without such an explanation.
     pub(crate) wrong: Vec<String>,
-    /// Drafts, how many of them differ, and rows whose drafts were verified from the slot.
+    /// Drafts, and below, those that differ, and rows whose drafts were verified from the slot.
     pub(crate) drafts: usize,
     pub(crate) other_drafts: usize,
     pub(crate) held_rows: usize,
@@ -37,13 +37,13 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Greedy and sampled choices that could be compared, the wrong ones left out.
+    /// Number of greedy and of sampled choices that were compared, without the wrong ones.
     pub(crate) fn compared(&self) -> [usize; 2] {
         let same = [self.greedy, self.sampled];
         [0, 1].map(|kind| same[kind] + self.within[kind] + self.other_experts[kind])
     }
 
-    /// Of those, the shares that differ within the tolerance, and by other experts.
+    /// The shares of these that differ within the tolerance, and because of other experts.
     pub(crate) fn excused(&self) -> [[f64; 2]; 2] {
         let compared = self.compared();
         let share = |count: usize, kind: usize| count as f64 / compared[kind].max(1) as f64;
@@ -51,31 +51,31 @@ impl Tally {
     }
 }
 
-/// The largest errors that excuse a different choice.
+/// The largest errors that explain a different choice.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tolerance {
-    /// Of a logit.
+    /// Error of a logit.
     pub(crate) logit: f32,
-    /// Of an expert's score.
+    /// Error of an expert's score.
     pub(crate) lead: f32,
 }
 
-/// What the reference's step computed.
+/// The values that the reference's step computed.
 #[derive(Default)]
 struct Notes {
-    /// After every wanted token, in order.
+    /// The logits after every wanted token, in order.
     logits: Vec<Vec<f32>>,
-    /// By layer and token of the batch, how far the last expert chosen was ahead.
+    /// By layer and token of the batch: the lead of the last chosen expert over the next.
     leads: Vec<f32>,
 }
 
-/// A slot, as both engines should have it.
+/// The state of a slot, which both engines should share.
 struct Slot {
     setup: SlotSetup,
-    /// The tokens known, if the setup reads them.
+    /// The known tokens, if the setup reads them.
     history: Vec<TokenId>,
     anchor: TokenId,
-    /// The reference's.
+    /// The reference's drafts.
     drafts: Vec<TokenId>,
     same_drafts: bool,
     /// Whether the other engine chose another token.
@@ -113,7 +113,7 @@ impl Pair {
         Self { reference, other, tolerance, notes, slots, finished: None, tally }
     }
 
-    /// The row as both engines get it, with explicit tokens where their slots differ.
+    /// The row for both engines. It has explicit tokens if the engines' slots differ.
     fn rewrite(&mut self, mut row: Row) -> Row {
         let place = &mut self.slots[row.slot.0 as usize];
         if let Some(setup) = &row.setup {
@@ -178,7 +178,7 @@ impl Pair {
         Ok(output)
     }
 
-    /// Compares a row's outputs, and cuts the reference's after a choice that differs.
+    /// Compares the outputs of a row, and cuts the reference's output after a choice that differs.
     fn compare(
         &mut self,
         row: &Row,
@@ -258,7 +258,7 @@ impl Slot {
         }
     }
 
-    /// Adds the tokens from a position on that are not known yet.
+    /// Adds the tokens from `start` on that are not known yet.
     fn learn(&mut self, start: u32, tokens: &[TokenId]) {
         if self.setup.needs_history() {
             let known = self.history.len().saturating_sub(start as usize).min(tokens.len());
@@ -267,7 +267,7 @@ impl Slot {
     }
 }
 
-/// Tokens of a row after which logits are needed.
+/// Number of the row's tokens after which logits are needed.
 fn wanted(row: &Row) -> usize {
     let count = row.tokens.count() as usize;
     let unsampled = if row.sample { count - row.tokens.draft_count() as usize - 1 } else { count };
@@ -276,7 +276,7 @@ fn wanted(row: &Row) -> usize {
 
 /// A choice in which the two engines differ.
 struct Choice<'a> {
-    /// The reference's.
+    /// The reference's logits.
     logits: &'a [f32],
     position: u32,
     mask: Option<&'a [u32]>,

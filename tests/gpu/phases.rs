@@ -1,4 +1,5 @@
-//! Engines that are started with stamps: same results, and times by phase that add up to the step.
+//! Engines that are started with stamps give the same results, and times by phase that add up to
+//! the step.
 
 use std::time::Duration;
 
@@ -12,9 +13,9 @@ use kilotok_weights::Quiet;
 
 use crate::{PRO, TILE, absent, sizes, toolchain, wide};
 
-/// Tokens of the prompt: more than one tile of them.
+/// Tokens of the prompt: more than one tile.
 const TOKENS: u32 = 20;
-/// The device's clock counts microseconds at worst, and each of four launches is timed by it.
+/// The device's clock has a resolution of a microsecond or better, and times each of four launches.
 const CLOCK_ERROR: Duration = Duration::from_micros(8);
 
 fn engine(rank_count: usize, stamps: bool, wide_above: Option<u32>) -> CudaEngine {
@@ -24,7 +25,7 @@ fn engine(rank_count: usize, stamps: bool, wide_above: Option<u32>) -> CudaEngin
     CudaEngine::start(PRO.spec(), &*PRO, &options, &Quiet, &tell).unwrap()
 }
 
-/// A prompt, after which the model drafts.
+/// The plan of a prompt, after which the model drafts.
 fn plan(caps: &Caps) -> StepPlan {
     let pages = |group: &PageGroup| PageRun {
         first: 0,
@@ -59,7 +60,8 @@ fn check(rank_count: usize, wide_above: Option<u32>) {
     assert_eq!(none, []);
     let mut engine = engine(rank_count, true, wide_above);
     for round in 0..3 {
-        // Before the first step, and while launches of the next one wait for their doorbell.
+        // The read rate is measured before the first step, and while the next step's launches wait
+        // for their doorbell.
         if round < 2 {
             assert!(engine.read_rate().unwrap().unwrap() > 0.0);
         }

@@ -1,5 +1,5 @@
-//! A path in the first line and any bytes after it as the body of a POST, to a server with a
-//! scripted engine. Whatever is wrong with it is the sender's fault and is said in JSON.
+//! Sends any bytes as the body of a POST to the path in the first line, to a server with a scripted
+//! engine. Every fault must be reported as the sender's, in JSON.
 
 #![cfg_attr(fuzzing, no_main)]
 
@@ -32,7 +32,7 @@ const PATHS: [&str; 10] = [
     "/detokenize",
     "/abort_requests",
 ];
-/// A reply of all tokens that the engine has room for is shorter.
+/// More than a reply with as many tokens as the engine has room for.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
 
 static SERVER: LazyLock<(Runtime, Router)> = LazyLock::new(|| {

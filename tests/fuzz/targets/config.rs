@@ -1,5 +1,5 @@
-//! Any text as a target's config, and as the config of a drafter for a fixed target. What is
-//! accepted must be declared and shared without a panic.
+//! Reads any text as the config of a target, and as the config of a drafter for a fixed target. If
+//! a config is accepted, declaring its weights and sharing them among ranks must not panic.
 
 #![cfg_attr(fuzzing, no_main)]
 
@@ -32,7 +32,7 @@ pub(crate) fn run(bytes: &[u8]) {
 }
 
 fn exercise(spec: &ModelSpec) {
-    // Large models are only slow.
+    // Larger models would only take longer.
     const EXPERTS_MAX: usize = 1000;
     let experts = spec.layers.iter().map(|layer| match &layer.feed_forward {
         FeedForwardSpec::Dense(_) => 0,

@@ -1,6 +1,6 @@
-//! Any JSON as a conversation for the templates of three published formats and for the renderer of
-//! harmony: messages, tools and variables of any kind. Rendering and encoding end with a prompt or
-//! an error.
+//! Reads any JSON as a conversation for the templates of three published formats and for the
+//! renderer of harmony: messages, tools and variables of any kind. Rendering and encoding must end
+//! with a prompt or an error.
 
 #![cfg_attr(fuzzing, no_main)]
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(bytes));
 
-/// The package of the fuzzer lies two folders deeper than the one of the tests.
+/// The fuzzer's package is two folders deeper than that of the tests.
 const FIXTURES: &str = if cfg!(fuzzing) {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../text/fixtures")
 } else {

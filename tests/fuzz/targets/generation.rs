@@ -1,5 +1,5 @@
-//! Any bytes as a checkpoint's `generation_config.json`. What is accepted is in the range that a
-//! request may ask for, because it stands in for what a request leaves out.
+//! Reads any bytes as a checkpoint's `generation_config.json`. Accepted values must be in the range
+//! that requests have too, because they apply where a request sets none.
 
 #![cfg_attr(fuzzing, no_main)]
 

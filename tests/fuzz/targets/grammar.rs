@@ -1,5 +1,6 @@
-//! Any text as a grammar: GBNF where it has `::=`, else Lark. It compiles or is refused within its
-//! limits, and what compiles allows a first token or says that it does not.
+//! Compiles any text as a grammar: as GBNF if it contains `::=`, else as Lark. It must compile or
+//! be refused within its limits, and a compiled grammar must allow a first token or report that it
+//! allows none.
 
 #![cfg_attr(fuzzing, no_main)]
 

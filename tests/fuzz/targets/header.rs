@@ -1,13 +1,13 @@
-//! Any bytes as a safetensors file; also any text as the header of a file that is sound otherwise.
-//! What is accepted must lie within the file, once each, and the format's own library must accept
-//! it too.
+//! Reads any bytes as a safetensors file, and any text as the header of a file that is otherwise
+//! valid. Accepted tensors must lie within the file without overlapping, and the format's own
+//! library must accept the file too.
 
 #![cfg_attr(fuzzing, no_main)]
 
 use kilotok_weights::parse_header;
 use safetensors::SafeTensors;
 
-/// Data of the largest file that is made around a header.
+/// Most bytes of data in a file that is made around a header.
 const DATA_MAX: usize = 1024;
 
 #[cfg(fuzzing)]

@@ -1,5 +1,5 @@
-//! Any bytes as the index of a checkpoint in two files, which are sound. It is opened or refused;
-//! an index that names files outside of the folder is never followed.
+//! Reads any bytes as the index of a checkpoint with two valid files. It must be opened or refused;
+//! an index that names files outside the folder must never be followed.
 
 #![cfg_attr(fuzzing, no_main)]
 

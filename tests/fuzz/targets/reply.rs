@@ -1,7 +1,6 @@
-//! Any text, special tokens included, as a reply of the model: its first byte says in which format
-//! it is read, its second how.
-//! Its events depend on its tokens alone, however they are grouped, and calls are whole JSON
-//! unless the reply was cut.
+//! Parses any text, including special tokens, as a reply of the model. The first byte selects the
+//! format, the second one the options. The events must depend only on the tokens and not on how
+//! they are grouped, and calls must be complete JSON unless the reply was cut.
 
 #![cfg_attr(fuzzing, no_main)]
 
@@ -49,7 +48,7 @@ pub(crate) fn run(bytes: &[u8]) {
     }
 }
 
-/// Joined events of a reply whose tokens come so many at a time.
+/// The joined events of a reply whose tokens arrive `at_a_time` at a time.
 fn read(text: &Arc<Text>, how: u8, cut: bool, tokens: &[u32], at_a_time: usize) -> Vec<Event> {
     let options = ReplyOptions {
         parse: match how & 3 {
@@ -82,7 +81,7 @@ fn read(text: &Arc<Text>, how: u8, cut: bool, tokens: &[u32], at_a_time: usize) 
     join(events)
 }
 
-/// Neighbours of one kind as one, as a client joins them.
+/// Joins adjacent events of the same kind, as a client does.
 fn join(events: Vec<Event>) -> Vec<Event> {
     let mut joined: Vec<Event> = Vec::new();
     for event in events {

@@ -1,5 +1,5 @@
-//! Any text as a chat template, rendered over a conversation with all that one can have. Rendering
-//! ends with a prompt or an error: no panic, no overflow of the stack, no memory without bound.
+//! Renders any text as a chat template, for a conversation with all features. Rendering must end
+//! with a prompt or an error, without a panic, a stack overflow or unbounded memory.
 
 #![cfg_attr(fuzzing, no_main)]
 

@@ -1,5 +1,5 @@
-//! Any bytes as a checkpoint's `tokenizer.json`. One that is accepted encodes and decodes any text
-//! without a panic, and every token it makes is one that it has.
+//! Reads any bytes as a checkpoint's `tokenizer.json`. If it is accepted, encoding and decoding any
+//! text must not panic, and every token of the result must exist.
 
 #![cfg_attr(fuzzing, no_main)]
 
