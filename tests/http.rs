@@ -1,6 +1,6 @@
-//! The server from outside: raw bytes in, raw bytes out, on the real router and the real engine
+//! Tests the server from outside: raw bytes in and out, with the real router and the real engine
 //! thread. The engine repeats the prompt's text after `say:`, and otherwise replies at random, so
-//! that every reply is known beforehand or the same for the same seed.
+//! every reply is either known beforehand or the same for the same seed.
 #![expect(clippy::unwrap_used, reason = "all of this is tests, also what tests share")]
 
 #[path = "http/anthropic.rs"]

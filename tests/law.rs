@@ -1,24 +1,25 @@
-//! The distribution of the tokens: with any processors set, any drafter and any way to verify its
-//! drafts, sequences of tokens follow the target's distribution. The definitions are written out
-//! here in f64 ([`exact_law`]), and the `sampling` crate's draws are compared with them.
+//! The distribution of generated tokens: with any processors, any drafter and any way of verifying
+//! its drafts, sequences of tokens must follow the target's distribution. The definitions are
+//! written out here in f64 ([`exact_law`]), and the draws of the `sampling` crate are compared with
+//! them.
 //!
 //! The target is a table over 8 tokens whose logits depend on the last token and the position. A
-//! draw is the first 2 or 3 tokens after a history, begun with a draft of 3 and, if drafts are
-//! refused, gone on with in further rounds. One million draws per setting are compared with the
-//! exact joint distribution of the tokens by a chi-square test; what has probability 0 must not
-//! occur at all. The seeds are fixed: the test does the same each time. A right sampler had one
-//! chance in a million to fail a test function.
+//! draw is the first 2 or 3 tokens after a history; it begins with a draft of 3 tokens and, if
+//! drafts are rejected, continues with further rounds. One million draws per setting are compared
+//! with the exact joint distribution of the tokens by a chi-square test; sequences with probability
+//! 0 must not occur at all. The seeds are fixed, so the test does the same each time. For a correct
+//! sampler, the probability that a test function fails was one in a million.
 //!
 //! - All 2^11 combinations of processors, 2 tokens. Each combination has one of 9 pairs of a
-//!   drafter (good, bad, adversarial) and a way to verify (sample and match, token and joint
-//!   verification), so that any two processors meet in all 9 pairs. Rows are processed once per
-//!   history and setting, and settings share their random numbers, see `law/pairs.rs`. An ignored
-//!   test gives every combination all 9 pairs.
-//! - Each of the 9 pairs, most processors on, 3 tokens, with nothing kept between draws.
-//! - The step of an engine, most processors on, 3 tokens, drafts of 0 to 7: rejection sampling as
-//!   rows get it, see `law/step.rs`.
-//! - Rules with a mistake, and hosts that choose drafts by what was drawn, 3 tokens: each must be
-//!   found, with certainty.
+//!   drafter (good, bad, adversarial) and a way of verifying (sample and match, token and joint
+//!   verification), so that any two processors are combined in all 9 pairs. Rows are processed
+//!   once per history and setting, and settings share their random numbers, see `law/pairs.rs`.
+//!   An ignored test runs every combination with all 9 pairs.
+//! - Each of the 9 pairs, most processors on, 3 tokens, with no state kept between draws.
+//! - The step of an engine, most processors on, 3 tokens, 0 to 7 drafts: rejection sampling as
+//!   rows use it, see `law/step.rs`.
+//! - Rules with a mistake, and hosts that choose drafts depending on what was drawn, 3 tokens:
+//!   each must be detected, with certainty.
 
 #[path = "law/draw.rs"]
 mod draw;
@@ -50,17 +51,17 @@ const DRAFTS: usize = 3;
 const DRAWS: u64 = 1_000_000;
 /// Settings of whole steps.
 const STEP_SETTINGS: usize = 5;
-/// Enough to find a wrong host.
+/// Enough draws to detect a wrong host.
 const FEW_DRAWS: u64 = DRAWS / 4;
 const FALSE_ALARM: f64 = 1e-6;
-/// Settings whose draws share their random numbers.
+/// Number of settings whose draws share their random numbers.
 const SHARING: usize = 128;
 
-/// Positions that a table knows: a sequence and its drafts have fewer.
+/// Number of positions in a table: more than a sequence and its drafts have.
 const OFFSETS: usize = 32;
 
-/// By table, position after the history and last token. Made once: a setting reads them millions of
-/// times.
+/// Indexed by table, position after the history and last token. Computed once, because a setting
+/// reads them millions of times.
 static TABLES: LazyLock<[[[Row<f32>; VOCAB]; OFFSETS]; 3]> = LazyLock::new(|| {
     let entry = |table, offset, last, token| {
         let draws = Draws::of_draft(3, offset as u32, table as u32, Purpose::Weight);
@@ -73,7 +74,7 @@ static TABLES: LazyLock<[[[Row<f32>; VOCAB]; OFFSETS]; 3]> = LazyLock::new(|| {
     })
 });
 
-/// A number of -2, -1.75, .. 2; equal ones are frequent.
+/// A multiple of 0.25 from -2 to 2, so equal logits are frequent.
 fn table(table: usize, offset: usize, last: TokenId, token: usize) -> f32 {
     TABLES[table][offset][last as usize][token]
 }
@@ -87,9 +88,9 @@ fn target_logits(offset: usize, last: TokenId) -> Row<f32> {
 enum Drafter {
     /// Near the target.
     Good,
-    /// Does not look at the token before.
+    /// Ignores the token before.
     Bad,
-    /// Likes what the target does not.
+    /// Prefers the tokens that the target does not.
     Adversarial,
 }
 
@@ -113,7 +114,7 @@ struct Setting {
     combination: u32,
     drafter: Drafter,
     way: Way,
-    /// Times the request's temperature, that of the drafter's law.
+    /// The temperature of the drafts, relative to the request's.
     draft_temperature: f32,
     /// Whether drafts to be matched are the drafter's likeliest tokens.
     greedy: bool,
@@ -177,14 +178,15 @@ fn assert_right(settings: &[Setting]) {
 
 #[test]
 fn whole_samplers_keep_the_law() {
-    // Each pair of a drafter and a way once, from all processors down.
+    // Each pair of a drafter and a way of verifying once, with different combinations of
+    // processors, from all of them down.
     (0..9).into_par_iter().for_each(|k| {
         let setting = Setting::new(COMBINATIONS - 1 - 113 * k, 3);
         Finding::new(setting, &count_with_samplers(setting)).assert_right(setting, 9);
     });
 }
 
-/// Most processors, all drafters, drafts at the request's temperature, at half of it and greedy.
+/// Most processors, all drafters; drafts at the request's temperature, at half of it, and greedy.
 #[test]
 fn steps_keep_the_law() {
     let drafters = [Drafter::Good, Drafter::Bad, Drafter::Adversarial];
@@ -198,7 +200,8 @@ fn steps_keep_the_law() {
     });
 }
 
-/// The row of a draft that is forbidden, or that a host does not like, must not be left out.
+/// A host must not leave a draft out because the grammar forbids it, or because of which token it
+/// is.
 #[test]
 fn hosts_that_look_at_drafts_are_found() {
     let combination = MASK | REPETITION | TEMPERATURE;
@@ -243,9 +246,9 @@ fn mistakes_are_found() {
     });
 }
 
-/// The expected number of drafts kept after `tokens`, by definition: the sum over i of the
-/// probability that i or more are kept. `drawn` is the probability of the drafts in `tokens`,
-/// `kept` that they are kept.
+/// The expected number of drafts accepted after `tokens`, by definition: the sum over i of the
+/// probability that i or more are accepted. `drawn` is the probability that the drafts in `tokens`
+/// are drawn, `kept` that they are accepted.
 fn expected_accepted(
     tables: &Tables,
     rule: Rule,
@@ -292,7 +295,7 @@ fn joint_verification_keeps_no_fewer_drafts() {
             }
             let mean = sum as f64 / DRAWS as f64;
             let expected = expected_accepted(&tables, rule, &[], 1.0, 1.0);
-            // Five standard deviations of a mean of numbers from 0 to 3.
+            // Five standard deviations of the mean of numbers from 0 to 3.
             assert!((mean - expected).abs() < 5.0 * 1.5 / 1000.0, "{mean} for {expected}");
             expected
         });

@@ -1,6 +1,6 @@
-//! Checkpoints that are broken, contradictory or hostile. Each case is one good checkpoint with one
-//! thing wrong; it must be refused by a message that names the file, the tensor or field, and the
-//! reason. No case may panic, hang or take memory that its own size does not explain.
+//! Checkpoints that are broken, contradictory or hostile. Each case is a good checkpoint with one
+//! fault. It must be refused with a message that names the file, the tensor or field, and the
+//! reason. No case may panic, hang or take more memory than its own size explains.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -43,7 +43,7 @@ fn assert_refused(result: Result<(), String>, wanted: &[&str]) {
     }
 }
 
-/// The message must hold every one of the wanted parts.
+/// The message must contain each of the wanted parts.
 #[track_caller]
 fn refuses(files: &Files, wanted: &[&str]) {
     let folder = tempfile::tempdir().unwrap();

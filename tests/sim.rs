@@ -1,7 +1,7 @@
-//! The scheduler in small worlds that follow from a seed. In each, requests share prefixes, ask for
-//! several replies, are cancelled and stopped, wait for masks, end in the middle of drafts, run out
-//! of pages and meet numbers that are not finite, and every reply must be the one that the request
-//! gets alone, without drafts or a cache.
+//! The scheduler in small simulated worlds, each determined by a seed. Requests share prefixes, ask
+//! for several replies, are cancelled and stopped, wait for masks, end in the middle of drafts, run
+//! out of pages and meet numbers that are not finite. Every reply must be the same as that of the
+//! request alone, without drafts or a cache.
 //!
 //! A failure names its seed: `world(seed)` runs it again.
 
@@ -26,7 +26,7 @@ use kilotok_testkit::host::{Host, How, Reply as Alone, Request};
 use workload::{Job, Workload};
 use world::{End, Reply, Tally, World};
 
-/// Worlds of each test; the tests run side by side.
+/// Number of worlds in each test; the tests run in parallel.
 const WORLD_COUNT: u64 = 12_000;
 
 #[test]
@@ -69,7 +69,7 @@ fn worlds(first: u64) -> Tally {
     tally
 }
 
-/// One world, compared with each request alone.
+/// Runs one world, and compares each reply with that of the request alone.
 fn world(seed: u64) -> Result<Tally, String> {
     let workload = Workload::new(seed);
     let mut world = World::new(&workload, seed);

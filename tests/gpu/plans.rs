@@ -1,7 +1,7 @@
 //! Random plans on two engines in lockstep: requests of every kind join and leave, are cancelled,
-//! paused and preempted, in chunks, with and without drafts of the engine's own or given ones.
-//! Choices are the same unless the logits' tolerance decides them; those are counted, and behind a
-//! router's near tie a few may be wrong.
+//! paused and preempted, in chunks, with and without drafts, which are the engine's own or given.
+//! Choices agree unless the logits' tolerance decides them; those are counted. After a router's
+//! near tie, a few choices may be wrong.
 
 #![expect(clippy::print_stdout, reason = "figures, with --nocapture")]
 
@@ -23,29 +23,31 @@ use crate::{
     cuda_of, cuda_wide, sizes, toy,
 };
 
-/// Steps of each model, of the long test, and where a step takes long.
+/// Number of steps for each model; below, of the long test, and where a step takes long.
 const ROUNDS: usize = 300;
 const MANY_ROUNDS: usize = 10_000;
 const FEW_ROUNDS: usize = 40;
-/// Greedy and sampled choices, and rows of held drafts: in a hundred steps there are twice as many.
+/// Fewest greedy choices, sampled choices and rows of held drafts in a hundred steps. Usually there
+/// are twice as many.
 const LEAST: [usize; 3] = [50, 80, 45];
-/// Shares of greedy and of sampled choices that may differ within the logits' tolerance. Of three
-/// models 0.5 to 1.8 % and 1.5 to 1.9 % did, with numbers that at half of the positions are off by
-/// a seventh of the tolerance. A larger share means larger errors at most positions.
+/// Largest shares of greedy and of sampled choices that may differ within the logits' tolerance.
+/// For three models 0.5 to 1.8 % and 1.5 to 1.9 % differed; half of their numbers are off by a
+/// seventh of the tolerance or more. A larger share means larger errors at most positions.
 const WITHIN: [f64; 2] = [0.03, 0.05];
-/// Shares that may differ where experts were a near tie; up to 0.6 % and 0.4 % did.
+/// Largest shares that may differ because experts nearly tie; up to 0.6 % and 0.4 % did.
 const OTHER_EXPERTS: [f64; 2] = [0.02, 0.015];
-/// Share of choices that may be wrong: a token that went to another expert reaches later ones
-/// through attention, where it cannot be told from an error. Up to 0.6 % were.
+/// Largest share of choices that may be wrong: a token that went to another expert influences later
+/// ones through attention, where its influence cannot be told from an error. Up to 0.6 % were
+/// wrong.
 const WRONG: f64 = 0.01;
-/// Pages for as many requests as run together.
+/// Enough pages for all requests that run together.
 const PAGES: u32 = 512;
 
 pub(crate) fn cpu(checkpoint: &Checkpoint, sizes: &Sizes) -> CpuEngine {
     CpuEngine::start(checkpoint.spec(), checkpoint, sizes, &Quiet).unwrap()
 }
 
-/// Runs worlds on the pair until it has made so many steps.
+/// Runs random workloads on the pair until it has made this many steps.
 fn run(mut pair: Pair, rounds: usize) -> Tally {
     for seed in 0.. {
         if pair.tally.steps >= rounds {
@@ -91,7 +93,7 @@ fn job(draw: &mut Draw, caps: &Caps) -> (Request, How) {
         _ => {
             let made = draw.between(1, 7);
             let used = draw.between(0, made);
-            // Without a drafter the slot holds the newest token alone.
+            // Without a drafter, the slot holds only the newest token.
             let most = if caps.drafter { made } else { 0 };
             Drafts::Held { made: most, used: used.min(most) }
         }
@@ -139,13 +141,14 @@ fn setup(draw: &mut Draw, caps: &Caps) -> SlotSetup {
     setup
 }
 
-/// [`some`], but no token at all after some texts.
+/// Like [`some`], but allows no token at all after some texts.
 fn fatal(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
     let sum = text.iter().sum::<TokenId>();
     if sum % 31 == 3 { vec![0; vocab_size.div_ceil(32) as usize] } else { some(text, vocab_size) }
 }
 
-/// Shares of greedy and of sampled choices that may differ, and of all that may be wrong.
+/// Largest shares of greedy and of sampled choices that may differ, and of all choices that may be
+/// wrong.
 #[derive(Clone, Copy)]
 struct Bounds {
     within: [f64; 2],
@@ -153,17 +156,17 @@ struct Bounds {
     wrong: f64,
 }
 
-/// Without experts nothing is wrong, and no expert another.
+/// Without experts, no choice may be wrong, and none may differ because of experts.
 const EXACT: Bounds = Bounds { within: WITHIN, other_experts: [0.0; 2], wrong: 0.0 };
 const WITH_EXPERTS: Bounds = Bounds { other_experts: OTHER_EXPERTS, wrong: WRONG, ..EXACT };
-/// The toy of gpt-oss amplifies rounding: half of its numbers are off by half of the tolerance, and
-/// the reference beside itself with rounded weights is as far (benches/journal/correctness.md). 4.6
-/// and 1.7 % of choices differ.
+/// The toy of gpt-oss amplifies rounding: half of its numbers are off by half of the tolerance or
+/// more. The reference differs as much from itself with rounded weights
+/// (benches/journal/correctness.md). 4.6 and 1.7 % of choices differ.
 const AMPLIFYING: Bounds = Bounds { within: [0.07, 0.05], ..WITH_EXPERTS };
 
 impl Bounds {
     /// # Errors
-    /// The first thing that is too much or too little.
+    /// The first share or count that is too large or too small.
     fn check(&self, tally: &Tally) -> Result<(), String> {
         let ([greedy, sampled], [within, other_experts]) = (tally.compared(), tally.excused());
         let counts = [greedy, sampled, tally.held_rows];
@@ -213,7 +216,7 @@ fn print(name: &str, tally: &Tally, tolerance: Tolerance) {
     }
 }
 
-/// On so many GPUs, beside one rank of the reference.
+/// Compares an engine on this many GPUs with the reference on one rank.
 fn compare(models: &[Model], rank_count: usize, rounds: usize) {
     compare_by(models, rank_count, rounds, cuda_of);
 }
@@ -257,7 +260,7 @@ fn random_plans_on_8_ranks_make_the_references_choices() {
     compare(&MODELS[2..], 8, ROUNDS);
 }
 
-/// Of more than a tile of tokens by the wide pass.
+/// Steps of more than one tile of tokens run in the wide pass.
 #[test]
 fn random_plans_by_both_passes_make_the_references_choices() {
     for models in [&MODELS[2..3], &FEW_RANKS[1..]] {
@@ -265,8 +268,8 @@ fn random_plans_by_both_passes_make_the_references_choices() {
     }
 }
 
-/// For GPUs that are emulated, one of each family: steps of more than so many tokens by the wide
-/// pass. So few choices say nothing of shares.
+/// For emulated GPUs, with one model of each family. Steps of more than `WIDE_ABOVE` tokens run in
+/// the wide pass. There are too few choices to judge shares precisely.
 #[test]
 fn few_random_plans_make_the_references_choices() {
     const WIDE_ABOVE: u32 = 24;
@@ -279,7 +282,7 @@ fn few_random_plans_make_the_references_choices() {
     }
 }
 
-/// Biases of gpt-oss that belong to a sum over ranks are in it once.
+/// Biases of gpt-oss that are part of a sum over ranks must be added by one rank only.
 #[test]
 fn biases_are_added_by_one_of_2_ranks() {
     let (name, checkpoint, tolerance, _) = FEW_RANKS[2];
@@ -295,26 +298,26 @@ fn ten_thousand_random_plans_make_the_references_choices() {
 
 type Model = (&'static str, &'static LazyLock<Checkpoint>, Tolerance, Bounds);
 
-/// Of a model without experts, what is seen at most of all positions is allowed at each of the two
-/// tokens; of the others, what is seen where no router is near a tie.
+/// For a model without experts, each of the two tokens may be off by the largest error seen at most
+/// positions; for the others, by the error seen where no router is near a tie.
 const MODELS: [Model; 6] = [
     ("dense", &DENSE, Tolerance { logit: 0.15, lead: 0.0 }, EXACT),
     ("flash", &FLASH, Tolerance { logit: 0.15, lead: 0.003 }, WITH_EXPERTS),
     ("pro", &PRO, Tolerance { logit: 0.1, lead: 0.003 }, WITH_EXPERTS),
     ("demo", &DEMO, Tolerance { logit: 0.1, lead: 0.003 }, WITH_EXPERTS),
-    // Experts are chosen by products, whose sigmoids are a quarter as far apart.
+    // Experts are chosen by products, whose sigmoids lie a quarter as far apart.
     ("qwen3 moe", &QWEN3_MOE, Tolerance { logit: 0.1, lead: 0.012 }, WITH_EXPERTS),
     ("v2.6 flash", &V2_6_FLASH, Tolerance { logit: 0.1, lead: 0.003 }, WITH_EXPERTS),
 ];
 
-/// Which only one or two ranks can share.
+/// Models that only one or two ranks can share.
 const FEW_RANKS: [Model; 3] = [
     ("qwen3 dense", &QWEN3_DENSE, Tolerance { logit: 0.15, lead: 0.0 }, EXACT),
     ("qwen3 fp8", &QWEN3_FP8, Tolerance { logit: 0.1, lead: 0.012 }, WITH_EXPERTS),
     ("gpt-oss", &GPT_OSS, Tolerance { logit: 0.1, lead: 0.012 }, AMPLIFYING),
 ];
 
-/// What the comparison is worth: engines that differ in the order of sums alone are the same.
+/// Checks the comparison itself: engines that differ only in the order of sums must agree.
 #[test]
 fn random_plans_on_ranks_of_the_reference_make_its_choices() {
     let few = Sizes { page_count: PAGES, ..sizes(1) };
@@ -326,11 +329,12 @@ fn random_plans_on_ranks_of_the_reference_make_its_choices() {
     assert_eq!(nothing.check(&tally), Ok(()));
 }
 
-/// Why some choices may be wrong: where numbers are off, by as much as on GPUs, earlier tokens go
-/// to other experts. Where they cannot, none is wrong.
+/// Shows why some choices may be wrong: if numbers are off by as much as on GPUs, earlier tokens go
+/// to other experts. If they cannot, no choice is wrong.
 #[test]
 fn only_other_experts_make_choices_wrong() {
-    /// Of every weight, at most. About as many choices differ within the tolerance as on GPUs.
+    /// Largest relative error of a weight. With it, about as many choices differ within the
+    /// tolerance as on GPUs.
     const OFF: f32 = 0.002;
     let sizes = Sizes { page_count: PAGES, ..sizes(1) };
     let mut wrong_count = 0;
@@ -353,14 +357,14 @@ fn only_other_experts_make_choices_wrong() {
     assert_ne!(wrong_count, 0, "so the bounds allow what is not needed");
 }
 
-/// An engine whose requests come with another seed, or without bad words.
+/// An engine whose requests are changed, for example to another seed.
 struct Wrong {
     inner: CpuEngine,
     change: fn(&mut SlotSetup),
 }
 
 impl Wrong {
-    /// What is seen of it beside the reference.
+    /// The comparison of this engine with the reference.
     fn beside_the_reference(change: fn(&mut SlotSetup), tolerance: Tolerance) -> Tally {
         let sizes = Sizes { page_count: PAGES, ..sizes(1) };
         let wrong = Box::new(Self { inner: cpu(&FLASH, &sizes), change });
@@ -384,7 +388,7 @@ impl Engine for Wrong {
     }
 }
 
-/// And engines that do not choose as they are asked to are found.
+/// Engines that sample with other parameters than requested must be detected.
 #[test]
 fn random_plans_find_mistakes() {
     let tolerance = Tolerance { logit: 0.1, lead: 0.0 };
@@ -400,10 +404,11 @@ fn random_plans_find_mistakes() {
     }
 }
 
-/// Each choice of an engine that errs by nearly the tolerance can be excused, but not all of them.
+/// For an engine that errs by nearly the tolerance everywhere, each choice is explained, but there
+/// are too many of them.
 #[test]
 fn random_plans_find_errors_that_are_everywhere() {
-    /// Between two tokens; the tolerance is of each of them.
+    /// The error between two tokens. The tolerance applies to each of the two.
     const ERROR: f32 = 0.28;
     const VOCAB: TokenId = 256;
     let err = |setup: &mut SlotSetup| {

@@ -1,5 +1,6 @@
-//! The wide pass beside the narrow one. Whichever pass reads a prompt, in chunks of any length, the
-//! reply has the same bits: so have the pages that it reads, and the drafter's context.
+//! Compares the wide pass with the narrow one. Whichever pass computes a prompt, in chunks of any
+//! length, the reply must have the same bits, and so must the pages that it reads and the drafter's
+//! context.
 
 #![expect(clippy::print_stdout, reason = "why it was skipped")]
 
@@ -14,16 +15,17 @@ use crate::{
     cuda_wide, wide,
 };
 
-/// Tokens of the prompt: more than two times what a CTA of the wide pass multiplies, more than a
-/// chunk of keys, and no whole tile.
+/// Tokens of the prompt: more than twice the number that a CTA of the wide pass multiplies, more
+/// than a chunk of keys, and not a multiple of a tile.
 const PROMPT: usize = 203;
 /// Tokens of the reply.
 const TOKENS: u32 = 4;
-/// Tokens above which steps take the wide pass, and prompt tokens of a row: all steps take it, or
-/// those of prompts alone, and of few tokens none.
+/// Number of tokens above which steps take the wide pass, and prompt tokens of a row. In the first
+/// case all steps take the wide pass; in the second only steps with prompts do, except those with
+/// few tokens.
 const CASES: [(u32, &[u32]); 2] = [(0, &[u32::MAX, 65]), (TILE, &[128, 7])];
-/// Requests that decode together: more than the narrow pass and the head take at a time, and some
-/// of each kind.
+/// Number of requests that decode together: more than the narrow pass and the head take at a time,
+/// and several of each kind.
 const ROWS: u32 = 80;
 const KINDS: usize = 5;
 
@@ -38,7 +40,7 @@ fn prompt(checkpoint: &Checkpoint, seed: u64, length: usize) -> Request {
     Request { score: true, ..Request::greedy(prompt, TOKENS) }
 }
 
-/// With drafts where the model makes some.
+/// With drafts, if the model has a drafter.
 fn how(engine: &dyn Engine, chunk: u32) -> How {
     let made = if engine.caps().drafter { engine.caps().draft_max } else { 0 };
     How { chunk, drafts: Drafts::Held { made, used: made }, ..How::default() }
@@ -130,7 +132,7 @@ fn wide_rows_have_the_narrow_passes_bits() {
     let how = how(&*engine, u32::MAX);
     let jobs: Vec<_> = requests.iter().cycle().take(ROWS as usize).map(|of| (of, &how)).collect();
     let found = Host::new(&mut *engine, 0).run_all(&jobs).unwrap();
-    // Drafts that are reported depend on how many of them fit a step.
+    // Which drafts are reported depends on how many of them fit into a step.
     for (index, found) in found.iter().enumerate() {
         assert_eq!(difference(&expected[index % KINDS], found), None, "row {index}");
     }

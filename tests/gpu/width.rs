@@ -1,6 +1,6 @@
-//! The largest model at its full width: MiMo-V2.5-Pro's shape with dummy weights. A few layers of
-//! it are compared with the reference, whole on eight GPUs, and as halves, quarters and eighths of
-//! it on fewer. An eighth of all layers is compared with itself.
+//! The largest model at its full width: MiMo-V2.5-Pro's shape with dummy weights. A few of its
+//! layers are compared with the reference, completely on eight GPUs, and as halves, quarters and
+//! eighths on fewer. An eighth of all layers is compared with itself.
 
 #![expect(clippy::print_stdout, reason = "why it was skipped")]
 
@@ -14,28 +14,30 @@ use serde_json::{Value, json};
 use crate::numbers::{Bounds, compare_with, scored};
 use crate::{absent, cuda_from, sizes};
 
-/// Of the layers: one is dense, one looks through a window, one has experts and sees everything.
+/// Which layers have a window. One layer is dense, one has a window, and one has experts and full
+/// attention.
 const WINDOWS: [u8; 3] = [0, 1, 0];
 const EXPERTS: [u8; 3] = [0, 1, 1];
-/// One prompt, longer than the window and than a step's tokens.
+/// Number of prompts, and their length, which exceeds the window and the tokens of a step.
 const PROMPT: (u64, usize) = (1, 150);
 
-/// About half more than rounding caused with one eighth on one rank, and two on two: half of the
-/// positions 0.0134, most 0.0249, clear ones 0.0275, all 0.56. Of 384 experts the last is often not
-/// clear.
+/// About half more than rounding was measured to cause, with one eighth on one rank and two on two:
+/// half of the positions 0.0134, most 0.0249, clear ones 0.0275, all 0.56. With 384 experts, the
+/// last one often has no clear lead.
 const BOUNDS: Bounds = Bounds { half: 0.02, most: 0.035, clear: 0.045, all: 1.0 };
 
-/// Of all layers: prompts that fill steps of one tile of tokens and of several, and the tokens that
-/// come after them. Long ones have keys of many windows and of many chunks.
+/// With all layers: prompts that fill steps of one tile of tokens and of several, and below, the
+/// number of tokens generated after them. Long prompts have keys of many windows and of many
+/// chunks.
 const DEEP_PROMPTS: [usize; 6] = [5, 20, 64, 150, 300, 1000];
 const DEEP_TOKENS: u32 = 20;
-/// More than the longest has.
+/// More positions than the longest request has.
 const DEEP_POSITIONS: u32 = 2048;
-/// Prompt tokens of a row: full steps, and others of so many tiles.
+/// Prompt tokens of a row: full steps, and steps of other numbers of tiles.
 const DEEP_CHUNKS: [u32; 7] = [64, 57, 33, 16, 9, 1000, 130];
-/// Tokens of a step: prompts of some chunks are read by the wide pass.
+/// Tokens of a step. Prompts in large chunks run in the wide pass.
 const DEEP_STEP: u32 = 1024;
-/// A race was seen once in some ten thousand layers.
+/// Number of repetitions. A race was seen once in some ten thousand layers.
 const DEEP_TURNS: u64 = 12;
 
 fn spec(slice: &str) -> ModelSpec {
@@ -49,7 +51,7 @@ fn spec(slice: &str) -> ModelSpec {
     read_config("config.json", &config.to_string(), &Knobs::default()).unwrap()
 }
 
-/// As many eighths as ranks, each of which has one of the whole model.
+/// As many eighths as ranks. Each rank has one eighth of the whole model's width.
 fn compare(rank_count: usize, slice: &str) {
     if let Some(reason) = absent(rank_count) {
         return println!("skipped: {reason}");
@@ -84,7 +86,7 @@ fn all_of_full_width_is_the_references() {
     compare(8, include_str!("../../benches/models/slice_8/config.json"));
 }
 
-/// Invariant 10 where it is hardest: in all layers, at full width, repeated.
+/// Invariant 10 where it is hardest to keep: with all layers, at full width, repeatedly.
 #[test]
 #[ignore = "weights fill 70 GB of a GPU"]
 fn an_eighth_of_full_depth_is_the_same_each_time() {
@@ -93,7 +95,7 @@ fn an_eighth_of_full_depth_is_the_same_each_time() {
     }
     let slice = include_str!("../../benches/models/slice/config.json");
     let spec = read_config("config.json", slice, &Knobs::default()).unwrap();
-    // Pages as a server has them.
+    // The same page size as in a server.
     let sizes = CpuOptions {
         position_max: DEEP_POSITIONS,
         page_tokens: 16,
@@ -112,10 +114,10 @@ fn an_eighth_of_full_depth_is_the_same_each_time() {
         }
         requests.iter().map(|request| host.run(request, &how).unwrap()).collect()
     };
-    // Of one tile of tokens.
+    // In chunks of one tile of tokens.
     let expected = replies(0, 8, false);
     let mut wrong = 0;
-    // In other places each turn.
+    // Each turn uses other slots and pages.
     for turn in 0..DEEP_TURNS {
         for (chunk, together) in DEEP_CHUNKS.iter().flat_map(|&c| [(c, false), (c, true)]) {
             let found = replies(turn, chunk, together);

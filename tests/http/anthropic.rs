@@ -40,7 +40,7 @@ fn a_reply_has_parts() {
     assert_eq!((&parts[2]["type"], &parts[2]["name"]), (&json!("tool_use"), &json!("add")));
     assert_eq!(parts[2]["input"], json!({"a": 3}));
     assert!(answer["usage"]["output_tokens"].as_u64().unwrap() > 10);
-    // Reasoning that was not asked for is not told.
+    // Reasoning that the request did not ask for is not sent.
     let answer = server.post(PATH, &ask("plain", &json!({}))).good();
     assert_eq!(answer["content"], json!([{"type": "text", "text": "plain"}]));
     assert_eq!(answer["stop_reason"], "end_turn");

@@ -1,5 +1,5 @@
-//! Requests that could hurt others: by the memory they take, by the name they call the server by,
-//! by ending other clients' requests.
+//! Requests that could harm others: through the memory they take, the host name they use, or by
+//! ending other clients' requests.
 
 use kilotok_server::{Hosts, ServerConfig};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ fn hi() -> Value {
     json!({"messages": [{"role": "user", "content": "say:hi"}]})
 }
 
-/// A request with this beside its fields.
+/// A request with these fields besides its own.
 fn hi_and(more: &str) -> String {
     format!("{},{more}}}", hi().to_string().strip_suffix('}').unwrap())
 }
@@ -39,7 +39,7 @@ fn a_body_of_too_many_values_is_refused_before_they_are_built() {
         let told = answer.text();
         assert!(answer.status == 413 && told.contains("at most 524288"), "{told}");
     }
-    // Some of the fields without effect are named.
+    // Only some of the unknown fields are named in the log.
     let body = hi_and(&vec![r#""z":0"#; 10_000].join(","));
     assert_eq!(server.post_bytes(CHAT, body.as_bytes(), &[]).status, 200);
     let metrics = server.get("/metrics");
@@ -47,7 +47,7 @@ fn a_body_of_too_many_values_is_refused_before_they_are_built() {
     assert_eq!(held(&server), 0);
 }
 
-/// The head of a request and this many bytes of its body; the rest is not sent yet.
+/// Sends the head of a request and this many bytes of its body; the rest is not sent yet.
 fn half_sent(server: &Server, length: usize, sent: usize) -> super::server::Open {
     server.send(&head("POST", CHAT, &[], length), &vec![b' '; sent])
 }
@@ -63,7 +63,7 @@ fn bodies_together_take_no_more_than_they_may() {
     let metrics = server.get("/metrics");
     let line = metrics.text().lines().find(|line| line.starts_with("kilotok:request_bytes{"));
     assert!(line.is_some_and(|line| !line.ends_with(" 0")), "{line:?}");
-    // There is no room for another large one, but for a small one.
+    // There is no room for another large request, but there is for a small one.
     let large = hi_and(&format!(r#""user":"{}""#, "x".repeat(1_200_000)));
     let answer = server.post_bytes(CHAT, large.as_bytes(), &[]);
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!("memory_full")));
@@ -73,14 +73,14 @@ fn bodies_together_take_no_more_than_they_may() {
     drop(holding);
     until("what they held", || held(&server) == 0);
     assert_eq!(server.post_bytes(CHAT, large.as_bytes(), &[]).status, 200);
-    // A request that could never be served must not be sent again.
+    // For a request that could never be served, the client is not told to retry.
     let huge = hi_and(&format!(r#""user":"{}""#, "x".repeat(3 << 20)));
     let answer = server.post_bytes(CHAT, huge.as_bytes(), &[]);
     assert_eq!((answer.status, answer.header("retry-after")), (413, None));
     until("what they held", || held(&server) == 0);
 }
 
-/// Once a prompt is made, the body's memory is free, while the reply runs.
+/// Once the prompt is made, the body's memory is released, even while the reply runs.
 #[test]
 fn a_running_reply_holds_no_memory_of_requests() {
     let brake = Brake::default();
@@ -105,7 +105,7 @@ fn a_running_reply_holds_no_memory_of_requests() {
 #[test]
 fn a_body_that_is_announced_too_large_is_refused_at_once() {
     let server = with(ServerConfig { body_max: 1000, ..Setup::default().config });
-    // Not a byte of it is sent.
+    // No byte of the body is sent.
     let mut open = server.send(&head("POST", CHAT, &[], 1001), &[]);
     open.read_until("HTTP/1.1 413 ");
     open.read_until("larger than this server accepts");
@@ -208,7 +208,8 @@ fn a_request_that_is_not_ready_when_time_is_up_is_told() {
     server.wait().unwrap();
 }
 
-/// What a client of HTTP/2 may send before it is read is no part of the budget, so it is small.
+/// The data that an HTTP/2 client may send before it is read is not in the budget, so it must be
+/// small.
 #[test]
 fn an_http2_connection_has_a_small_window() {
     let server = Server::new();

@@ -1,4 +1,5 @@
-//! `/v1/chat/completions`: what is in the pieces of a stream, and that they add up to the whole.
+//! `/v1/chat/completions`: the contents of a stream's chunks, and that they add up to the whole
+//! reply.
 
 use serde_json::{Value, json};
 
@@ -6,7 +7,7 @@ use super::server::{Server, Setup};
 
 const PATH: &str = "/v1/chat/completions";
 
-/// A request for a reply that is known.
+/// A request whose reply is known.
 fn say(text: &str, more: &Value) -> Value {
     let mut request = json!({
         "model": "toy",
@@ -17,7 +18,7 @@ fn say(text: &str, more: &Value) -> Value {
     request
 }
 
-/// A request for whatever comes.
+/// A request with a random reply.
 fn babble(more: &Value) -> Value {
     let mut request = json!({
         "messages": [{"role": "user", "content": "anything"}],
@@ -53,7 +54,7 @@ fn a_reply() {
     assert_eq!(answer["object"], "chat.completion");
     assert_eq!(answer["model"], "toy");
     assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
-    // The end token is a token.
+    // The end token counts as a token.
     assert_eq!(answer["usage"]["completion_tokens"], "hello there".len() + 1);
     let metrics = &answer["metrics"];
     assert!(metrics["tokens_per_second"].as_f64().unwrap() > 0.0, "{metrics}");
@@ -101,7 +102,7 @@ fn a_stream_is_framed_as_clients_expect() {
     let text: String =
         said.iter().map(|chunk| delta(chunk)["content"].as_str().unwrap().to_owned()).collect();
     assert_eq!(text, "hällo thére");
-    // Drafts make several tokens of a step one chunk.
+    // With drafts, several tokens of a step are in the same chunk.
     assert!(said.len() < text.len(), "{} chunks", said.len());
 }
 
@@ -119,12 +120,13 @@ fn usage_rides_along_if_asked_for() {
     assert!(events[2]["metrics"].is_object());
     let interval = json!({"stream": true, "stream_interval": 1000});
     let events = server.post(PATH, &say("abcdefghij", &interval)).events();
-    // Role, first tokens, the others if they came later, finish, done.
+    // Role, first tokens, the other tokens if they came later, finish, and the end mark.
     assert!((4..=5).contains(&events.len()), "{events:?}");
     assert!(events[events.len() - 2]["metrics"]["tokens_per_second"].is_number());
 }
 
-/// What a stream said, by choice: text, reasoning, finish, and the text of its log-probabilities.
+/// The contents of a stream, by choice: text, reasoning, finish, and the text of its
+/// log-probabilities.
 fn heard(events: &[Value]) -> Vec<(String, String, String, String)> {
     let mut heard: Vec<(String, String, String, String)> = Vec::new();
     for choice in events.iter().filter_map(|chunk| chunk["choices"].as_array()).flatten() {
@@ -207,7 +209,7 @@ fn choices_are_different_and_counted_together() {
     assert_eq!(answer["metrics"], Value::Null);
     let one = server.post(PATH, &babble(&json!({}))).good();
     assert_eq!(answer["usage"]["prompt_tokens"], one["usage"]["prompt_tokens"]);
-    // The first is what it would be alone.
+    // The first choice equals the only choice of a request with one.
     assert_eq!(choices[0]["message"], choice(&one)["message"]);
 }
 
@@ -243,7 +245,7 @@ fn reasoning_has_both_its_names() {
     assert_eq!(message["reasoning"], "let me see");
     assert_eq!(message["reasoning_content"], "let me see");
     let details = &answer["usage"]["completion_tokens_details"];
-    // The closing tag is reasoning, too.
+    // The closing tag counts as reasoning.
     assert_eq!(details["reasoning_tokens"], "let me see".len() + 1);
     let events = server.post(PATH, &say(told, &json!({"stream": true}))).events();
     let [(content, reasoning, ..)] = &heard(&events)[..] else { panic!() };
@@ -266,7 +268,7 @@ fn log_probabilities_rebuild_the_text() {
     let more = json!({"logprobs": true, "top_logprobs": 2, "return_token_ids": true});
     let answer = server.post(PATH, &say("naïve", &more)).good();
     let tokens = choice(&answer)["logprobs"]["content"].as_array().unwrap();
-    // The end token has its own, as vLLM tells it.
+    // The end token has an entry too, as in vLLM.
     let bytes: Vec<u8> = tokens[..tokens.len() - 1]
         .iter()
         .flat_map(|token| token["bytes"].as_array().unwrap())
@@ -322,7 +324,7 @@ fn prompts_are_rendered_cut_and_continued() {
        "chat_template_kwargs": {"enable_thinking": false}});
     let answer = server.post(PATH, &request).good();
     assert_eq!(content(&answer), "abcdef");
-    // What the user said is no part of the reply's message.
+    // The user's text is not part of the reply's message.
     let answer = server.post(PATH, &say("ab", &json!({"echo": true}))).good();
     assert_eq!(content(&answer), "ab");
     let long = "x".repeat(5000);

@@ -1,5 +1,5 @@
-//! The clients that users have drive a server: SDKs, frameworks, coding agents, SGLang's router,
-//! schemathesis, Prometheus and a browser. Their programs are in `tests/sdk` and `tests/page`.
+//! Real clients drive a server: SDKs, frameworks, coding agents, SGLang's router, schemathesis,
+//! Prometheus and a browser. Their programs are in `tests/sdk` and `tests/page`.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 
 use crate::server::{Server, Setup, text};
 
-/// Tests run in the package's folder.
+/// Relative to the package's folder, in which tests run.
 const PYTHON: &str = "target/sdk/venv/bin/python";
 const NODE: &str = "target/sdk/venv/bin/node";
 
-/// Has openai's SDK of the version before, which some frameworks still need.
+/// Has the previous version of openai's SDK, which some frameworks still need.
 const OLDER_PYTHON: &str = "target/sdk/openai_2/bin/python";
 
-/// One key for our own programs, and the one that the tests of openai's SDK send.
+/// A key for our own programs, and the key that the tests of openai's SDK send.
 const KEYS: [&str; 2] = ["test-key", "My API Key"];
 
-/// The names that those tests ask for come after ours.
+/// Our model's name, followed by the names that those tests request.
 const NAMES: [&str; 3] = ["parrot", "gpt-6-astra", "gpt-3.5-turbo-instruct"];
 
 #[test]
@@ -77,7 +77,7 @@ fn guarded(setup: Setup) -> Setup {
     Setup { config, ..setup }
 }
 
-/// For coding agents, whose first prompt has more than 50,000 bytes, and every byte is a token.
+/// For coding agents, whose first prompt has more than 50,000 bytes. Every byte is a token.
 fn roomy() -> Setup {
     let group = |kind, page_count, window| {
         let page_tokens = 64;
@@ -93,7 +93,8 @@ fn roomy() -> Setup {
     Setup { caps, skill: DraftAccuracy::Percent(90), ..setup }
 }
 
-/// Goes on until it is stopped, and so slowly that a person can: a few hundred tokens a second.
+/// A server with replies that do not end, slow enough for a person to stop: a few hundred tokens
+/// per second.
 fn unhurried() -> Server {
     const WORDS: &[u8] = b"la la, ";
     const TOKEN_TIME: Duration = Duration::from_millis(2);
@@ -114,7 +115,7 @@ fn pytest(folder: &str, servers: &[&Server]) {
     pytest_of(PYTHON, folder, servers);
 }
 
-/// Runs a folder of tests; `KILOTOK_URL` names the servers, divided by spaces.
+/// Runs a folder of tests. `KILOTOK_URL` has the servers' addresses, separated by spaces.
 fn pytest_of(python: &str, folder: &str, servers: &[&Server]) {
     let urls: Vec<_> = servers.iter().map(|server| format!("http://{}", server.address)).collect();
     let status = Command::new(python)

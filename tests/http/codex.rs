@@ -1,5 +1,6 @@
-//! What Codex sends and expects: tools in namespaces, tools that take a text, and a history of
-//! their calls. The engine repeats what stands after `say:`, be it a call or a text.
+//! The requests that Codex sends, and the replies that it expects: tools in namespaces, tools that
+//! take text, and a history of their calls. The engine repeats the text after `say:`, whether it is
+//! a call or plain text.
 
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ fn function(name: &str, argument: &str) -> Value {
     json!({"type": "function", "name": name, "strict": false, "parameters": parameters})
 }
 
-/// The fields of a request of Codex 0.169.
+/// The fields of a request from Codex 0.169.
 #[expect(clippy::needless_pass_by_value, reason = "calls are easier to read")]
 fn turn(input: Value) -> Value {
     json!({
@@ -54,12 +55,14 @@ fn user(text: &str) -> Value {
     json!({"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]})
 }
 
-/// What a reply says after a tool's result, without what a template writes at the result's end.
+/// The reply's text after a tool's result, without the text that a template writes after the
+/// result.
 fn said(answer: &Value) -> &str {
     answer["output"][0]["content"][0]["text"].as_str().unwrap().lines().next().unwrap()
 }
 
-/// The items of a reply, the same whether it is streamed or not; and the events of the stream.
+/// The items of a reply, which must be the same with and without a stream; and the events of the
+/// stream.
 #[track_caller]
 fn items(server: &Server, mut request: Value) -> (Vec<Value>, Vec<(String, Value)>) {
     let unnamed = |output: &Value| {
@@ -147,7 +150,7 @@ fn a_conversation_goes_on_with_the_calls_of_codex() {
     assert!(cached > usage["input_tokens"].as_u64().unwrap() / 2, "{usage}");
 }
 
-/// What `view_image` answers, and what a model without eyes can do with it.
+/// The result of `view_image`, and how it appears to a model that reads text only.
 #[test]
 fn an_image_in_a_result_does_not_end_the_conversation() {
     let server = Server::new();

@@ -33,7 +33,7 @@ fn prompts_come_in_four_forms() {
     assert!(answer.json()["error"]["message"].as_str().unwrap().contains("token 265"));
 }
 
-/// What lm-eval does: the log-likelihood of a text is read off its echo.
+/// As in lm-eval: the log-likelihood of a text is read from its echo.
 #[test]
 fn an_echo_scores_the_prompt() {
     let server = Server::new();
@@ -58,21 +58,21 @@ fn an_echo_scores_the_prompt() {
         assert!((2..=3).contains(&top.len()));
         assert_eq!(top[logprobs["tokens"][index].as_str().unwrap()].as_f64(), *logprob);
     }
-    // The one token that it drops is there, also when it is the end.
+    // lm-eval drops the last token. It must be there, even if it is the end token.
     let mut end = request.clone();
     end["prompt"] = json!("say:\n");
     end["ignore_eos"] = json!(false);
     let end = &server.post(PATH, &end).good()["choices"][0];
     assert_eq!((&end["finish_reason"], &end["text"]), (&json!("stop"), &json!("say:\n")));
     assert_eq!(numbers(&end["logprobs"]["token_logprobs"]).len(), "say:\n".len() + 1);
-    // Nothing but the scores.
+    // A request for the scores only.
     let mut silent = request.clone();
     silent["max_tokens"] = json!(0);
     let silent = server.post(PATH, &silent).good();
     assert_eq!(silent["choices"][0]["text"], "some text");
     let scores = numbers(&silent["choices"][0]["logprobs"]["token_logprobs"]);
     assert_eq!(scores, chosen[..chosen.len() - 1]);
-    // The same, told as it comes.
+    // The same as a stream.
     let mut stream = request;
     stream["stream"] = json!(true);
     let events = server.post(PATH, &stream).events();
@@ -117,7 +117,7 @@ fn nothing_can_be_asked_for() {
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
 }
 
-/// One token has no score, and for the others' sake it is no error.
+/// A single token has no score. This is not an error, for the sake of the other prompts.
 #[test]
 fn short_prompts_are_echoed_beside_those_that_are_scored() {
     let server = Server::new();
@@ -181,7 +181,8 @@ fn only_allowed_tokens_come() {
     let answer = server.post(PATH, &request);
     assert_eq!(answer.status, 400, "{}", answer.text());
     assert_eq!(answer.json()["error"]["code"], "nothing_allowed");
-    // Whichever of them comes to it first says the same, so drafts do not change a word.
+    // The error is the same whichever prompt reaches the position first, so drafts do not change
+    // it.
     for prompts in [["x", "xyz"], ["xyz", "x"]] {
         let mut request = request.clone();
         request["prompt"] = json!(prompts);

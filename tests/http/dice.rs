@@ -19,7 +19,7 @@ impl Dice {
         (self.next() % bound as u64) as usize
     }
 
-    /// True in `percent` of a hundred cases.
+    /// True with a probability of this many percent.
     pub(crate) fn percent(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }

@@ -1,6 +1,5 @@
-//! Drafts change no token: random requests of every kind are answered in the same bytes without
-//! them and with them, whole and as a stream, however good the drafts are and whatever else is
-//! served.
+//! Drafts change no token: random requests of every kind must get the same bytes with and without
+//! drafts, with and without a stream, however good the drafts are and whatever else is served.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,12 +18,13 @@ use super::server::{Server, Setup};
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 
-/// Of the scripted engine, which is quick.
+/// Number of requests to the scripted engine, which is fast.
 const REQUESTS: u64 = 2000;
-/// Of the demo model: two minutes of both cores. An ignored test runs them all.
+/// Number of requests to the demo model, which take two minutes of both cores. An ignored test
+/// sends all of them.
 const DEMO_REQUESTS: u64 = 40;
 const DEMO_REQUESTS_ALL: u64 = 400;
-/// Clients at a time, so that rows share steps in ever other ways.
+/// Number of concurrent clients, so that rows share steps in many different ways.
 const CLIENTS: usize = 4;
 
 #[test]
@@ -35,7 +35,7 @@ fn random_requests_get_the_same_bytes_with_drafts_and_without() {
     assert!(drafted.accepted > 10_000, "drafts that are hardly accepted show little: {drafted:?}");
 }
 
-/// A reply says how its drafts were verified.
+/// A reply reports how its drafts were verified.
 #[test]
 fn requests_that_sample_and_name_no_seed_are_verified_by_rejection_sampling() {
     let mut setup = Setup { skill: DraftAccuracy::Percent(70), ..Setup::steady() };
@@ -57,7 +57,7 @@ fn requests_that_sample_and_name_no_seed_are_verified_by_rejection_sampling() {
     }
 }
 
-/// Assumed acceptance is of all requests, brings what is assumed, and is said.
+/// Assumed acceptance applies to all requests, produces as many tokens as assumed, and is reported.
 #[test]
 fn acceptance_can_be_assumed() {
     let mut setup = Setup { skill: DraftAccuracy::Always(b'!'.into()), ..Setup::steady() };
@@ -71,7 +71,8 @@ fn acceptance_can_be_assumed() {
         let answer = server.post(COMPLETIONS, &request).good();
         let speculation = &answer["metrics"]["speculative_decoding"];
         assert_eq!(speculation["verification"], "assumed", "{request}: {answer}");
-        // Of some 160 steps, each of which deviates by about 2; fewer drafts bring less.
+        // The mean of some 160 steps, each of which deviates by about 2. Steps with fewer drafts
+        // produce fewer tokens.
         let length = speculation["mean_acceptance_length"].as_f64().unwrap();
         assert!((1.7..3.2).contains(&length), "{length}");
     }
@@ -122,7 +123,8 @@ struct Drafted {
     accepted: u64,
 }
 
-/// Every request goes to one server without drafts and with them, and as a stream to the other.
+/// Sends every request to one server without drafts and with them, and as a stream to the other
+/// server.
 fn compare(count: u64, one: &Server, other: &Server) -> Drafted {
     let next = AtomicU64::new(0);
     let drafted = Mutex::new(Drafted::default());
@@ -151,7 +153,7 @@ fn compare(count: u64, one: &Server, other: &Server) -> Drafted {
     drafted
 }
 
-/// What drafts did for it.
+/// Sends one request in all these ways; returns the metrics of its drafts.
 fn compare_one(seed: u64, one: &Server, other: &Server) -> Value {
     let (path, mut request) = request(&mut Dice::new(seed));
     request["seed"] = json!(seed);
@@ -159,7 +161,7 @@ fn compare_one(seed: u64, one: &Server, other: &Server) -> Value {
     let mut ask = |server: &Server, drafts: bool, stream: bool| {
         request["drafts"] = json!(drafts);
         request["stream"] = json!(stream);
-        // Pages of an earlier reply are no help to a later one.
+        // With a salt for each reply, no reply uses the pages of an earlier one.
         request["cache_salt"] = json!(format!("{seed} {drafts} {stream}"));
         server.post(path, &request)
     };
@@ -168,7 +170,7 @@ fn compare_one(seed: u64, one: &Server, other: &Server) -> Value {
     assert_eq!(plain.status, drafted.status, "{seed}: {request}");
     if plain.status != 200 {
         assert_eq!(plain.text(), drafted.text(), "{seed}: {request}");
-        // A request that is refused for its grammar is refused by every way.
+        // If a request is refused because of its grammar, it must be refused in every way.
         assert_eq!(plain.status, 400, "{seed}: {}: {request}", plain.text());
         return Value::Null;
     }
@@ -182,7 +184,7 @@ fn compare_one(seed: u64, one: &Server, other: &Server) -> Value {
     metrics
 }
 
-/// Removes what is never the same twice: times, and names that are drawn at random.
+/// Removes the values that differ between any two replies: times, and random names.
 fn forget_times(answer: &mut Value) {
     assert!(answer["created"].take().is_u64());
     answer["metrics"].take();
@@ -193,7 +195,7 @@ fn forget_times(answer: &mut Value) {
     }
 }
 
-/// What the reader of a reply sees, streamed or not.
+/// The parts of a reply that its reader sees, with or without a stream.
 #[derive(Debug, Default, PartialEq)]
 struct Told {
     text: String,
@@ -301,7 +303,7 @@ fn request(dice: &mut Dice) -> (&'static str, Value) {
     (path, request)
 }
 
-/// A conversation and what its reply must be like.
+/// Chooses a conversation, and constraints of its reply.
 fn talk(dice: &mut Dice, request: &mut Value) {
     let shape = dice.below(6);
     let words = if shape == 1 { CALLS } else { dice.pick(&WORDS) };
@@ -340,7 +342,7 @@ fn talk(dice: &mut Dice, request: &mut Value) {
     }
 }
 
-/// Sampling parameters.
+/// Chooses sampling parameters.
 fn choose(dice: &mut Dice, request: &mut Value) {
     request["temperature"] = dice.pick(&[json!(0), json!(0.3), json!(1), json!(1.7)]);
     let token = dice.below(256);
@@ -361,7 +363,7 @@ fn choose(dice: &mut Dice, request: &mut Value) {
     }
 }
 
-/// Conditions that end the reply.
+/// Chooses conditions that end the reply.
 fn end(dice: &mut Dice, request: &mut Value) {
     if dice.percent(30) {
         let stops = ["e", "E5", "two", "\u{15}", "ä", "u%"];

@@ -1,5 +1,5 @@
 //! Failures while replies run: clients that leave, aborts, full queues, engines that fail, and
-//! shutting down. Steps are released one by one, so that nothing depends on speed.
+//! shutdown. Steps are released one by one, so that nothing depends on speed.
 
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ fn braked(setup: Setup) -> (Server, Brake) {
     (Server::start(Setup { brake: Some(brake.clone()), ..setup }), brake)
 }
 
-/// A streamed reply whose first token has come. A quick engine produces all that is released before
-/// the test goes on, so every reply brings its own share.
+/// A streamed reply whose first token has arrived. A fast engine generates all tokens that are
+/// released before the test continues, so every reply releases its own share.
 fn begun(server: &Server, brake: &Brake, request: &Value) -> Open {
     let mut open = server.begin(CHAT, request);
     // Enough for a prompt and the first tokens.
@@ -55,7 +55,7 @@ fn a_client_that_leaves_frees_its_place() {
         drop(open);
         until_idle(&server, &brake);
     }
-    // One that waits for its whole reply leaves as easily.
+    // A client that waits for a complete reply can leave as well.
     let mut request = endless(&json!({}));
     request["stream"] = json!(false);
     let open = server.begin(CHAT, &request);
@@ -69,7 +69,7 @@ fn a_client_that_leaves_frees_its_place() {
     assert!(tokens < 1500.0, "{tokens} tokens were made for clients that left");
 }
 
-/// No server can tell whether such a client has closed its socket, or would still read.
+/// A server cannot tell whether such a client has closed its socket or would still read.
 #[test]
 fn a_client_that_closes_its_sending_half_has_left() {
     let (server, brake) = braked(Setup::default());
@@ -102,7 +102,7 @@ fn replies_are_aborted_by_id() {
     assert!(open.rest().contains("\"finish_reason\":\"abort\""));
 }
 
-/// Anthropic's only stop reason for a reply that is not complete.
+/// `max_tokens` is Anthropic's only stop reason for an incomplete reply.
 #[test]
 fn an_aborted_message_does_not_claim_to_be_complete() {
     let (server, brake) = braked(Setup::default());
@@ -145,7 +145,7 @@ fn silence_is_filled() {
     let setup = Setup { config, brake: Some(brake.clone()), ..Setup::default() };
     let server = Server::start(setup);
     let mut open = server.begin(CHAT, &endless(&json!({"max_tokens": 3})));
-    // The status is there before the reply is.
+    // The status arrives before the reply does.
     open.read_until("200 OK");
     open.read_until(": keep-alive\n\n");
     brake.release(2000);
@@ -156,7 +156,7 @@ fn silence_is_filled() {
 #[test]
 fn a_failed_engine_is_an_error_and_ends_the_server() {
     let brake = Brake::default();
-    // Enough for the first steps, with drafts or without, and for fewer than two hundred.
+    // Enough for the first steps, with or without drafts, and for fewer than two hundred tokens.
     brake.release(100);
     let setup = Setup { brake: Some(brake.clone()), fail_at: Some(200), ..Setup::default() };
     let mut server = Server::start(setup);
@@ -186,12 +186,12 @@ fn shutting_down_loses_no_reply() {
     let (mut server, brake) = braked(Setup::default());
     let open = begun(&server, &brake, &endless(&json!({"max_tokens": 1500})));
     server.signal();
-    // New requests are refused, while the old one goes on.
+    // New requests are refused while the old one continues.
     loop {
         let answer = std::thread::scope(|scope| {
             let post = scope.spawn(|| server.post(CHAT, &endless(&json!({"max_tokens": 1}))));
-            // One that was still taken wants a few steps, however late it comes; the old one wants
-            // far more to end.
+            // A request that is still accepted needs only a few steps, however late it comes; the
+            // old request needs far more to end.
             until("an answer", || {
                 brake.release(1);
                 post.is_finished()

@@ -1,5 +1,5 @@
-//! Ten thousand requests that make no sense: each is its client's error, none is the server's, and
-//! the next good one is answered.
+//! Ten thousand nonsensical requests: each is the client's error, none is the server's, and good
+//! requests in between are answered.
 
 use serde_json::{Value, json};
 
@@ -9,10 +9,10 @@ use super::dice::Dice;
 use super::server::{Server, Setup, head};
 
 const REQUESTS: u64 = 10_000;
-/// Good ones in between.
+/// One request in this many is good.
 const GOOD_EVERY: u64 = 500;
 const BODY_MAX: usize = 64 << 10;
-/// What was sent is not sent back.
+/// Errors must not send the request's content back.
 const ANSWER_BYTES_MAX: usize = 8 << 10;
 const CHAT: &str = "/v1/chat/completions";
 const PATHS: [&str; 8] = [
@@ -42,11 +42,11 @@ fn ten_thousand_senseless_requests_are_their_senders_fault() {
             assert_eq!(server.get("/health").good()["status"], "ok");
         }
         if number == REQUESTS / 2 {
-            // The first look makes series of its own.
+            // The first scrape creates series of its own.
             series_count = series(&server).max(series(&server));
         }
     }
-    // Names that clients make up become no labels.
+    // Names that clients make up must not become labels.
     assert_eq!(series(&server), series_count);
     assert_eq!(server.get("/load").good()["server_load"], 0);
     assert_eq!(server.service.admission.load().usage, 0.0);
@@ -70,7 +70,7 @@ fn good() -> Value {
     json!({"messages": [{"role": "user", "content": "say:hi"}], "max_tokens": 4})
 }
 
-/// A request that would be good, with all that others spoil.
+/// A valid request, which the others spoil.
 fn whole() -> Value {
     let tool = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
     json!({
@@ -80,7 +80,7 @@ fn whole() -> Value {
     })
 }
 
-/// The sender's fault, said as such.
+/// Checks that the error is reported as the sender's fault.
 #[track_caller]
 fn refused(server: &Server, path: &str, body: &[u8]) {
     let answer = server.post_bytes(path, body, &[]);
@@ -136,7 +136,7 @@ fn deep_nesting(server: &Server, dice: &mut Dice) {
     let mut text = whole().to_string();
     text.insert_str(1, &format!("\"{field}\":{deep},"));
     refused(server, path, text.as_bytes());
-    // An unknown field may be as deep as it likes.
+    // Unknown fields may be nested to any depth.
     let text = good().to_string().replacen('{', &format!("{{\"nobody_knows\":{deep},"), 1);
     assert_eq!(server.post_bytes(CHAT, text.as_bytes(), &[]).status, 200);
 }
@@ -180,7 +180,7 @@ fn huge_bodies(server: &Server, dice: &mut Dice) {
     let answer = if dice.percent(50) {
         server.post_bytes(path, body.as_bytes(), &[])
     } else {
-        // It does not say how much will come.
+        // The request does not announce its length.
         let start = format!("POST {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
         let head = format!("{start}transfer-encoding: chunked\r\n\r\n{:x}\r\n", body.len());
         server.send(head.as_bytes(), format!("{body}\r\n0\r\n\r\n").as_bytes()).answer()
@@ -228,7 +228,7 @@ fn hostile_schemas(server: &Server, dice: &mut Dice) {
     refused(server, CHAT, request.to_string().as_bytes());
 }
 
-/// Schemas that are valid but absurd: refused or followed, within bounded time.
+/// Schemas that are valid but absurd: they are refused or followed within a bounded time.
 fn heavy_schemas(server: &Server, dice: &mut Dice) {
     let many: Vec<String> = (0..3000).map(|n| n.to_string()).collect();
     let properties: serde_json::Map<String, Value> =

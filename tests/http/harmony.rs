@@ -15,12 +15,12 @@ fn text() -> Text {
     Text::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/fixtures/harmony")).unwrap()
 }
 
-/// A server whose model replies with this, whatever it is asked.
+/// A server whose model always gives this reply.
 fn server(reply: &str) -> Server {
     let text = text();
     let (reply, role) = (text.encode(reply).unwrap(), text.encode("assistant").unwrap());
     let script: Script = Box::new(move |tokens| {
-        // The prompt has no message of the assistant before the one that begins at its end.
+        // The prompt ends with the first message of the assistant, which has just begun.
         let turn = [&[START], role.as_slice()].concat();
         let at = tokens.windows(turn.len()).position(|window| window == turn)?;
         reply.get(tokens.len() - at - turn.len()).copied()
@@ -140,7 +140,7 @@ fn constraints_begin_in_their_channel() {
     let answer = said.post(CHAT, &chat(&more)).good();
     let message = &answer["choices"][0]["message"];
     assert!(message["reasoning"].as_str().unwrap().starts_with("Let me think."), "{message}");
-    // A model without a script may reason for as long as it likes.
+    // Without a script, the model may reason for any length.
     let content = message["content"].as_str().unwrap_or_default();
     assert!(["", "\"Bern\""].contains(&content), "{message}");
 

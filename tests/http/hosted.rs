@@ -1,5 +1,5 @@
-//! Tools and items that only the services of OpenAI and Anthropic can serve, in requests that are
-//! otherwise fine: they are left out and counted, or refused where nothing else was asked for.
+//! Tools and items that only the services of OpenAI and Anthropic can handle, in requests that are
+//! otherwise valid: they are left out and counted, or refused if the request has nothing else.
 
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ fn text(path: &str, answer: &Value) -> Value {
 fn says(server: &Server, path: &str, more: &Value, expected: &str) -> Value {
     let answer = server.post(path, &ask(path, more)).good();
     let told = text(path, &answer);
-    // What a template writes at the end of a tool's result is repeated as well.
+    // The engine also repeats the text that a template writes after a tool's result.
     let told = told.as_str().unwrap().trim_end().trim_end_matches("\n</tool_response>");
     assert_eq!(told, expected, "{more}");
     answer

@@ -1,17 +1,18 @@
 //! Integers written as floats, such as 1.0, which JSON Schema counts as integers: every field that
-//! `/openapi.json` calls one takes them, and no other number.
+//! `/openapi.json` declares as an integer must accept them, and no other floats.
 
 use serde_json::{Value, json};
 
 use super::server::Server;
 
-/// How many there are in all requests, the same one of two requests counted twice; that none is
-/// overlooked.
+/// Fewest integer fields of all requests together, to check that none is missed. A field that two
+/// requests share counts twice.
 const INTEGERS_MIN: usize = 60;
-/// A field within a field within a request, in a list of lists.
+/// Deepest nesting of fields that is searched: a field within a field within a request, in a list
+/// of lists.
 const DEPTH_MAX: usize = 6;
 
-/// Adds a value for each integer within the schema, with 1 as the integer.
+/// Adds one value for each integer field of the schema, in which that integer is 1.
 fn values(document: &Value, schema: &Value, depth: usize, out: &mut Vec<Value>) {
     if depth == 0 {
         return;
@@ -38,7 +39,7 @@ fn values(document: &Value, schema: &Value, depth: usize, out: &mut Vec<Value>) 
     }
 }
 
-/// The least that each request needs.
+/// The required fields of each request.
 fn least(path: &str) -> Value {
     match path {
         "/v1/completions" | "/v1/completions/render" | "/tokenize" => json!({"prompt": "say:hi"}),

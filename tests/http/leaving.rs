@@ -1,5 +1,5 @@
-//! Clients that leave at any moment: while they send, wait or read. No slot, page, task or ticket
-//! of theirs stays.
+//! Clients that leave at any moment: while they send, wait or read. None of their slots, pages,
+//! tasks or tickets may remain.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use super::dice::Dice;
 use super::server::{Server, Setup, head, until};
 
 const CLIENTS: usize = 1000;
-/// So many at a time: more than have slots.
+/// Number of concurrent clients: more than there are slots.
 const AT_ONCE: usize = 24;
 
 #[test]
 fn a_thousand_clients_that_leave_leave_nothing_behind() {
     let server = Server::start(Setup::steady());
-    // Whatever is made once is made now.
+    // This creates everything that is created once.
     let short = json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 5});
     server.post("/v1/chat/completions", &short).good();
     let fewest = Cell::new(usize::MAX);
@@ -46,7 +46,7 @@ fn a_thousand_clients_that_leave_leave_nothing_behind() {
         let idle = (load.held, load.running) == (0, 0) && load.usage == 0.0;
         idle && owners(&server) <= fewest.get()
     });
-    // What is left of them is of use: prefixes. The next one is served as the first was.
+    // Only cached prefixes are left. The next request is served like the first one.
     let answer = server.post("/v1/chat/completions", &short).good();
     assert_eq!(answer["usage"]["completion_tokens"], 5);
     let metrics = server.get("/metrics");
@@ -58,12 +58,12 @@ fn a_thousand_clients_that_leave_leave_nothing_behind() {
         assert_eq!(of(gauge), 0.0, "{gauge}");
     }
     assert_eq!(of("vllm:kv_cache_usage_perc"), 0.0);
-    // Nearly all of them would have had 1,500 tokens, some several times.
+    // Nearly all clients would have received 1,500 tokens, some several times.
     let tokens = of("vllm:generation_tokens_total");
     assert!(tokens < 500.0 * CLIENTS as f64, "{tokens} tokens were made for clients that left");
 }
 
-/// Tasks, and other owners of the service: each connection is one of both.
+/// Number of tasks and of references to the service. A connection has one of each.
 fn owners(server: &Server) -> usize {
     server.task_count() + Arc::strong_count(&server.service)
 }
@@ -101,18 +101,18 @@ fn come_and_go(server: &Server, dice: &mut Dice) {
     let body = request.to_string();
     let head = head("POST", path, &[], body.len());
     match dice.below(6) {
-        // Before all of the head or the body is sent.
+        // Leaves before the whole head or body is sent.
         0 => drop(server.send(&head[..dice.below(head.len())], &[])),
         1 => drop(server.send(&head, &body.as_bytes()[..dice.below(body.len())])),
-        // At once.
+        // Leaves at once.
         2 => drop(server.send(&head, body.as_bytes())),
-        // Only that it sends no more: such a client may still read.
+        // Closes only its sending half; such a client may still read.
         3 => {
             let mut open = server.send(&head, body.as_bytes());
             open.sent();
             open.read(dice.below(400));
         }
-        // Somewhere in the answer.
+        // Leaves somewhere within the answer.
         _ => {
             let mut open = server.send(&head, body.as_bytes());
             open.read(dice.below(4000));

@@ -1,4 +1,5 @@
-//! Limits that the operator sets for one request, and defaults of a request that does not say.
+//! Limits that the operator sets for a request, and defaults for fields that a request does not
+//! set.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -55,12 +56,12 @@ fn a_request_that_does_not_say_gets_the_default() {
     assert_eq!(answer["usage"]["completion_tokens"], 3);
 }
 
-/// Clients that read only after they have written get the reason, however much they wrote.
+/// Clients that read only after writing everything must get the error, however much they wrote.
 #[test]
 fn a_body_that_is_far_too_large_is_answered() {
     let config = ServerConfig { body_max: 1000, ..Setup::default().config };
     let server = Server::start(Setup { config, ..Setup::default() });
-    // More than the buffers of both ends hold.
+    // More than the buffers of both ends can hold.
     let body = vec![b' '; 32 << 20];
     let head = head("POST", CHAT, &[], body.len());
     let mut socket = TcpStream::connect(server.address).unwrap();

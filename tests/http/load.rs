@@ -1,5 +1,5 @@
-//! Many clients, some slow: no client waits for another's reading, no running reply is lost when
-//! the server stops, and health reports what a load balancer must know.
+//! Many clients, some of them slow: no client waits for another one's reading, no running reply is
+//! lost when the server stops, and health reports everything that a load balancer must know.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ fn babble(tokens: usize, more: &Value) -> Value {
 #[test]
 fn a_client_that_does_not_read_holds_up_nobody() {
     let server = Server::start(Setup::steady());
-    // Some ten megabytes each, much more than sockets hold.
+    // Some ten megabytes each, far more than sockets can hold.
     let more = json!({"stream": true, "n": 4, "logprobs": true, "top_logprobs": 8});
     let large = babble(1900, &more);
     let unread: Vec<_> = (0..3).map(|_| server.begin(CHAT, &large)).collect();
@@ -37,7 +37,8 @@ fn a_client_that_does_not_read_holds_up_nobody() {
         let content = answer["choices"][0]["message"]["content"].clone();
         assert_eq!(*expected.get_or_insert(content.clone()), content);
     }
-    // The engine is done with clients that do not read; their unread text waits for them.
+    // The engine has finished the replies of clients that do not read; their unread text is kept
+    // for them.
     until("the end of all replies", || server.service.admission.load().held == 0);
     assert_eq!(server.service.admission.load().usage, 0.0);
     for open in unread {
@@ -63,7 +64,7 @@ fn stopping_under_load_loses_no_reply_that_was_let_in() {
             let options = stream.then(|| json!({"include_usage": true}));
             let request = babble(tokens, &json!({"stream": stream, "stream_options": options}));
             match server.post_if_there(CHAT, &request) {
-                // It has closed its doors.
+                // The server no longer accepts connections.
                 None => return,
                 Some(answer) if answer.status == 503 => {}
                 Some(answer) => {
@@ -89,7 +90,7 @@ fn stopping_under_load_loses_no_reply_that_was_let_in() {
     assert_eq!((load.held, load.running), (0, 0));
 }
 
-/// Of an answer that has to be whole.
+/// The number of tokens in an answer, which must be complete.
 fn token_count(answer: &Answer, stream: bool) -> u64 {
     if !stream {
         return answer.good()["usage"]["completion_tokens"].as_u64().unwrap();
@@ -113,7 +114,8 @@ fn health_is_progress() {
     open.read_until("\"content\":\"\"");
     let statuses = || ["/health", "/ready", "/live"].map(|path| server.get(path).status);
     assert_eq!(statuses(), [200; 3]);
-    // The engine stands still for a minute. A step may have ended after the clock was set.
+    // The clock advances by a minute without a step. A step may have ended after the clock was set,
+    // so this is repeated.
     until("a stall", || {
         now.fetch_add(60_000_000, Ordering::SeqCst);
         statuses() == [503, 503, 200]
@@ -122,7 +124,7 @@ fn health_is_progress() {
     assert_eq!(health["status"], "stalled");
     let refused = server.post(CHAT, &babble(1, &json!({})));
     assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("engine_failed")));
-    // It was only slow.
+    // The engine was only slow.
     brake.release(1_000_000);
     assert_eq!(open.answer().events().last().unwrap(), "[DONE]");
     assert_eq!(statuses(), [200; 3]);
@@ -130,7 +132,7 @@ fn health_is_progress() {
 
 #[test]
 fn an_engine_that_failed_is_not_healthy() {
-    // It reports that for a while, here until it is told to end.
+    // The server keeps reporting the failure for a while; here, until it is told to end.
     let config = ServerConfig { drain_delay: Duration::from_mins(2), ..Setup::default().config };
     let mut server = Server::start(Setup { config, fail_at: Some(0), ..Setup::default() });
     assert_eq!(server.post(CHAT, &babble(5, &json!({}))).status, 500);

@@ -11,9 +11,9 @@ fn they_are_asked_together() {
     let prompts = ["say:a\n", "say:bc\n", "say:def\n", "say:ghij\n"];
     let request = json!({"prompt": prompts, "temperature": 0});
     let open = server.begin("/v1/completions", &request);
-    // The engine says nothing yet, so that no step ends.
+    // The engine is held, so no step ends.
     until("the fourth prompt", || server.get("/load").good()["server_load"] == 4);
-    // Drafts are said too, however many there are.
+    // Enough for all drafts too.
     brake.release(100_000);
     let answer = open.answer().good();
     let choices = answer["choices"].as_array().unwrap();

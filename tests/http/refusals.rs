@@ -1,4 +1,5 @@
-//! What is refused as OpenAI and Anthropic refuse it, in words that say what to do instead.
+//! Requests that are refused in the form of OpenAI and Anthropic, with messages that say what to do
+//! instead.
 
 use std::io::{self, Write};
 use std::sync::Mutex;
@@ -13,7 +14,7 @@ const COMPLETIONS: &str = "/v1/completions";
 const RESPONSES: &str = "/v1/responses";
 const MESSAGES: &str = "/v1/messages";
 
-/// The least that each API takes.
+/// The required fields of each API.
 fn least(path: &str) -> Value {
     match path {
         COMPLETIONS => json!({"prompt": "say:hi\n", "max_tokens": 4}),
@@ -95,7 +96,7 @@ fn a_value_of_the_wrong_kind_hears_what_the_field_may_be() {
     let answer = server.post(CHAT, &with(CHAT, "max_tokens", json!(0)));
     let told = message(&answer, 400);
     assert_eq!(told, "max_tokens: 0 is out of range, it must be at least 1");
-    // Only what is no JSON is found by its position.
+    // Only for invalid JSON does the error give a position.
     let answer = server.post_bytes(CHAT, b"{\"messages\": [}", &[]);
     assert!(message(&answer, 400).contains("line 1 column 15"));
     let answer = server.post_bytes(CHAT, b"{\"n\": 1, \"n\": 2, \"messages\": []}", &[]);
@@ -198,7 +199,7 @@ fn a_path_that_is_nearly_right_is_mended() {
         let message = message(&server.post(asked, &json!({})), 404);
         assert!(message.contains(meant), "{asked}: {message}");
     }
-    // Anthropic's clients hear of it in their own form.
+    // Anthropic's clients get the error in their own form.
     let headers = [("anthropic-version", "2023-06-01")];
     let answer = server.post_bytes("/v1/v1/messages", b"{}", &headers);
     assert_eq!(answer.json()["type"], "error");
@@ -238,7 +239,7 @@ fn a_page_of_another_site_hears_of_the_flag() {
     assert_eq!(ask(&open, "https://evil.example").status, 403);
 }
 
-/// What the log says of refused pages, in all tests here.
+/// The log's lines about refused pages, from all tests here.
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 struct Log;

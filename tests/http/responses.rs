@@ -1,4 +1,4 @@
-//! `/v1/responses`: items, events, and what a server without memory refuses.
+//! `/v1/responses`: items, events, and the requests that a server without memory refuses.
 
 use serde_json::{Value, json};
 
@@ -85,7 +85,8 @@ fn a_stream_ends_with_what_it_told() {
     }
 }
 
-/// Also those that bring no text by themselves: parts of a character, and what may be a tag.
+/// This includes tokens that produce no text by themselves: parts of a character, and text that may
+/// become a tag.
 #[test]
 fn every_token_of_a_text_has_its_log_probability() {
     let server = Server::new();

@@ -1,4 +1,4 @@
-//! What SGLang's router asks a worker. The router itself is in `clients`.
+//! The requests that SGLang's router sends to a worker. The router itself is in `clients`.
 
 use kilotok_server::ServerConfig;
 use serde_json::json;

@@ -17,11 +17,11 @@ use kilotok_text::{Grammars, Text};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-/// Longer than anything here takes; a test that hangs fails instead.
+/// Longer than anything here takes, so that a test that hangs fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Pause between two looks at something that must happen; a bare count of looks would depend on the
-/// machine's speed.
+/// Pause between two checks for an event that must happen. Without it, a fixed number of checks
+/// would depend on the machine's speed.
 const PAUSE: Duration = Duration::from_millis(1);
 
 const TURN_START: u32 = 257;
@@ -57,15 +57,15 @@ impl Default for Setup {
     }
 }
 
-/// Drafts cost nothing for the scheduler: all are tried, however fast the machine is.
+/// For the scheduler drafts cost nothing, so all of them are tried, however fast the machine is.
 fn eager() -> Limits {
     let cost = Cost { base_us: 1000.0, token_us: 0.0, draft_us: 0.0 };
     Limits { cost, learning_share: 0.0, ..Limits::default() }
 }
 
 impl Setup {
-    /// A millisecond passes at every reading of the clock, so that steps always cost the same and
-    /// drafts pay.
+    /// A millisecond passes at every reading of the clock, so steps always cost the same and drafts
+    /// pay.
     pub(crate) fn steady() -> Self {
         let readings = AtomicU64::new(0);
         let now_us = move || 1000 * readings.fetch_add(1, Ordering::Relaxed);
@@ -74,7 +74,8 @@ impl Setup {
     }
 }
 
-/// Lets an engine produce this many tokens and no more.
+/// Holds an engine until the test releases more work: tokens of a scripted engine, steps of
+/// another.
 #[derive(Clone, Default)]
 pub(crate) struct Brake(Arc<(Mutex<u64>, Condvar)>);
 
@@ -93,7 +94,7 @@ impl Brake {
     }
 }
 
-/// Waits for something that must happen.
+/// Waits until something happens that must happen.
 #[track_caller]
 pub(crate) fn until(what: &str, done: impl Fn() -> bool) {
     let looks_max = PATIENCE.as_millis() / PAUSE.as_millis();
@@ -104,7 +105,7 @@ pub(crate) fn until(what: &str, done: impl Fn() -> bool) {
     assert!(came, "{what} does not come");
 }
 
-/// Its tokens are bytes, and a few marks.
+/// A tokenizer whose tokens are bytes, and a few special tokens.
 pub(crate) fn text() -> Text {
     Text::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/fixtures/mimo")).unwrap()
 }
@@ -144,7 +145,7 @@ impl Server {
         Self::of(Box::new(engine), text(), setup.limits, setup.options, setup.config)
     }
 
-    /// Any engine, with the text that goes with it.
+    /// A server with any engine, and its text.
     pub(crate) fn of(
         engine: Box<dyn Engine>,
         text: Text,
@@ -178,12 +179,12 @@ impl Server {
         Self::start(Setup::default())
     }
 
-    /// Tasks that have not ended: of connections, and the server's own.
+    /// Number of tasks that have not ended: those of connections, and the server's own.
     pub(crate) fn task_count(&self) -> usize {
         self.runtime.metrics().num_alive_tasks()
     }
 
-    /// Dropped, it tells the server to stop.
+    /// Returns a sender. Dropping it tells the server to stop.
     pub(crate) fn stop_later(&mut self) -> Option<oneshot::Sender<()>> {
         self.stop.take()
     }
@@ -209,7 +210,8 @@ impl Server {
         self.send(&head("POST", path, headers, body.len()), body).answer()
     }
 
-    /// The whole answer of a server that may have gone: None if it did not begin one.
+    /// The complete answer of a server that may have stopped: `None` if the server did not begin
+    /// one.
     pub(crate) fn post_if_there(&self, path: &str, body: &Value) -> Option<Answer> {
         let mut socket = TcpStream::connect(self.address).ok()?;
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -231,7 +233,7 @@ impl Server {
         let mut socket = TcpStream::connect(self.address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.write_all(head).unwrap();
-        // A server that has seen enough may close before it has seen all.
+        // A server that has seen enough may close the connection before everything is sent.
         let _ = socket.write_all(body);
         Open { socket, seen: Vec::new() }
     }
@@ -259,14 +261,14 @@ pub(crate) fn head(method: &str, path: &str, headers: &[(&str, &str)], length: u
     format!("{line}\r\n{}\r\n", fields.collect::<String>()).into_bytes()
 }
 
-/// A request whose answer is on the way. Dropping it closes the socket.
+/// A request whose answer is still arriving. Dropping it closes the socket.
 pub(crate) struct Open {
     socket: TcpStream,
     seen: Vec<u8>,
 }
 
 impl Open {
-    /// Sends no more.
+    /// Closes the sending half.
     pub(crate) fn sent(&self) {
         // The server may have hung up already.
         let _ = self.socket.shutdown(Shutdown::Write);
@@ -277,26 +279,26 @@ impl Open {
         let _ = (&mut self.socket).take(count as u64).read_to_end(&mut self.seen);
     }
 
-    /// The next bytes, which must be so many.
+    /// Reads the next bytes, of which there must be `count`.
     pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         self.socket.read_exact(&mut bytes).unwrap();
         bytes
     }
 
-    /// The status of an HTTP answer, if there is one at the end.
+    /// Reads to the end; returns the status of the HTTP answer, if there is one.
     pub(crate) fn status_if_any(mut self) -> Option<u16> {
         let _ = self.socket.read_to_end(&mut self.seen);
         self.seen.starts_with(b"HTTP/1").then(|| Answer::parse(&self.seen).status)
     }
 
-    /// Whatever comes until the end, be it an answer or not.
+    /// Reads to the end; returns everything, whether or not it is an answer.
     pub(crate) fn rest(mut self) -> String {
         let _ = self.socket.read_to_end(&mut self.seen);
         String::from_utf8_lossy(&self.seen).into_owned()
     }
 
-    /// Reads until this text has come.
+    /// Reads until this text has arrived.
     pub(crate) fn read_until(&mut self, text: &str) {
         let mut bytes = [0; 4096];
         while !String::from_utf8_lossy(&self.seen).contains(text) {
@@ -308,7 +310,7 @@ impl Open {
 
     pub(crate) fn answer(mut self) -> Answer {
         self.read_until("\r\n\r\n");
-        // A reset after the whole answer is as good as its end.
+        // A reset after the complete answer is as good as its end.
         let _ = self.socket.read_to_end(&mut self.seen);
         Answer::parse(&self.seen)
     }
@@ -351,7 +353,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
     }
 
-    /// The JSON of an answer that must be good.
+    /// The JSON of an answer, whose status must be 200.
     #[track_caller]
     pub(crate) fn good(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.text());

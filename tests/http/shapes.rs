@@ -1,4 +1,5 @@
-//! Tools and shapes: replies that must be JSON, a choice or a call; and calls that the model makes.
+//! Tools and constrained answers: replies that must be JSON, a choice or a call, and calls that the
+//! model makes.
 
 use kilotok_testkit::DraftAccuracy;
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ fn tools() -> Value {
     ])
 }
 
-/// What the model writes for calls, in the format of the fixtures.
+/// Calls, written as the model writes them in the format of the fixtures.
 const CALLS: &str = "Let me see.<tool_call>\n<function=add>\n<parameter=a>3</parameter>\n\
     <parameter=b>4</parameter>\n</function>\n</tool_call><tool_call>\n<function=now>\n</function>\n\
     </tool_call>";
@@ -52,7 +53,7 @@ fn calls_are_told_apart_from_text() {
     assert_eq!(choice["message"]["content"], "Let me see.");
     let expected = [("add".to_owned(), json!({"a": 3, "b": 4})), ("now".to_owned(), json!({}))];
     assert_eq!(calls(&choice["message"]), expected);
-    // Calls that are not allowed do not reach the client.
+    // Calls that the request does not allow are not sent to the client.
     let answer = server.post(PATH, &ask(CALLS, &json!({"tool_choice": "none"}))).good();
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     assert!(answer["choices"][0]["message"].get("tool_calls").is_none());
@@ -90,7 +91,7 @@ fn streamed_calls_add_up() {
     assert_ne!(heard[0].0, heard[1].0);
 }
 
-/// The engine would say something else, and its drafter proposes what is forbidden.
+/// Unconstrained, the engine would reply with other text; its drafter proposes forbidden tokens.
 #[test]
 fn required_calls_are_made() {
     for skill in [DraftAccuracy::Percent(80), DraftAccuracy::Always(u32::from(b'!'))] {
@@ -150,7 +151,7 @@ fn shapes_are_kept() {
     assert!(["yes", "no"].contains(&said.as_str()), "{said}");
 }
 
-/// The shape of answers beside tools.
+/// The schema of answers beside tools.
 fn note() -> Value {
     json!({"type": "json_schema", "json_schema": {"name": "note", "strict": true, "schema": {
         "type": "object", "properties": {"note": {"type": "string", "maxLength": 20}},
@@ -174,7 +175,7 @@ fn replies_of_a_shape_may_be_calls_instead() {
         assert_eq!(calls(&called["message"]).len(), 2);
         let one = reply(call, json!({"parallel_tool_calls": false}));
         assert_eq!(calls(&one["message"]).len(), 1);
-        // Text that speaks of a call makes none.
+        // Text that looks like a call is not one.
         let json = r#"{"note": "<function=now>\n"}"#;
         let told = reply(json, json!({"tool_choice": "auto"}));
         assert_eq!(
@@ -198,7 +199,7 @@ fn replies_of_a_shape_may_be_calls_instead() {
     }
 }
 
-/// The engine wants to say what is neither.
+/// Unconstrained, the engine would write neither.
 #[test]
 fn prose_is_neither_a_shape_nor_a_call() {
     let server = Server::new();

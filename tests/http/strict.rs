@@ -1,5 +1,5 @@
-//! Constraints of a reply: calls within free text, forced calls that are cut, white space of JSON,
-//! and the parts of a schema that are not enforced.
+//! Constraints of a reply: calls within free text, forced calls that are cut off, white space in
+//! JSON, and the parts of a schema that are not enforced.
 
 use kilotok_testkit::DraftAccuracy;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ fn schema() -> Value {
     }, "required": ["city", "unit"], "additionalProperties": false})
 }
 
-/// A request of this API to say something, with one tool.
+/// A request of this API to repeat a text, with one tool.
 fn ask(path: &str, text: &str, strict: bool, more: &Value) -> Value {
     let (name, text) = ("get_weather", format!("say:{text}"));
     let mut request = match path {
@@ -34,7 +34,7 @@ fn ask(path: &str, text: &str, strict: bool, more: &Value) -> Value {
     request
 }
 
-/// What a reply said, and the names and arguments of its calls, whole or streamed.
+/// The text of a reply, and the names and arguments of its calls, with or without a stream.
 #[derive(Debug, Default, PartialEq)]
 struct Heard {
     text: String,
@@ -125,7 +125,7 @@ fn streamed(path: &str, events: &[Value]) -> Heard {
     heard
 }
 
-/// Whole and streamed.
+/// The reply without and with a stream.
 fn both(server: &Server, path: &str, body: &Value) -> [Heard; 2] {
     let all = whole(path, &server.post(path, body).good());
     let mut body = body.clone();
@@ -133,7 +133,7 @@ fn both(server: &Server, path: &str, body: &Value) -> [Heard; 2] {
     [all, streamed(path, &server.post(path, &body).events())]
 }
 
-/// Says that one call ends the reply.
+/// The field that allows only one call.
 fn one_call(path: &str) -> Value {
     match path {
         MESSAGES => json!({"tool_choice": {"type": "auto", "disable_parallel_tool_use": true}}),
@@ -158,7 +158,8 @@ fn servers() -> impl Iterator<Item = Server> {
     skills.into_iter().map(|skill| Server::start(Setup { skill, ..Setup::steady() }))
 }
 
-/// The model would call what there is not and leave an argument out, and its drafter proposes it.
+/// Unconstrained, the model would call an undeclared tool and leave an argument out, and its
+/// drafter proposes that.
 #[test]
 fn calls_within_text_follow_the_schemas_of_strict_tools() {
     let wrong = "Let me see.<tool_call>\n<function=weather>\n<parameter=city>Rome</parameter>\n\
@@ -230,8 +231,8 @@ fn a_strict_schema_that_cannot_be_enforced_is_refused() {
     }
 }
 
-/// However early a forced call is cut, none of its markup is content, and no argument has a name
-/// that the schema lacks.
+/// Wherever a forced call is cut off, none of its markup becomes content, and no argument has a
+/// name that is not in the schema.
 #[test]
 fn forced_calls_that_are_cut_leak_nothing() {
     let server = Server::start(Setup { skill: DraftAccuracy::Percent(60), ..Setup::steady() });
@@ -256,7 +257,7 @@ fn forced_calls_that_are_cut_leak_nothing() {
     }
 }
 
-/// Of a schema, with the shape's field.
+/// A request with this format, in the API's own field.
 fn shaped(format: &Value) -> Value {
     json!({"messages": [{"role": "user", "content": "say:hi"}], "temperature": 0, "max_tokens": 200,
            "response_format": format, "chat_template_kwargs": {"enable_thinking": false}})
@@ -266,7 +267,7 @@ fn of_schema(schema: &Value) -> Value {
     shaped(&json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}))
 }
 
-/// The model would write spaces for ever.
+/// Unconstrained, the model would write spaces forever.
 #[test]
 fn no_reply_is_lost_to_white_space() {
     let server = Server::new();
@@ -331,7 +332,7 @@ fn what_is_not_enforced_is_told() {
     let fine = server.post(CHAT, &of_schema(&json!({"type": "boolean"})));
     assert!(fine.header("x-kilotok-warning").is_none());
     assert!(fine.good().get("warnings").is_none());
-    // The same in the other APIs, of a tool that must be called.
+    // The same in the other APIs, for a tool that must be called.
     for path in [RESPONSES, MESSAGES] {
         let mut request = ask(path, "hi", false, &forced(path, 20));
         let name = if path == RESPONSES { "parameters" } else { "input_schema" };

@@ -1,5 +1,5 @@
-//! Everything around replies: models, keys, CORS, limits, ids, health, metrics, the page; and the
-//! errors of requests that make no sense.
+//! Everything besides replies: models, keys, CORS, limits, ids, health, metrics, the page; and the
+//! errors of nonsensical requests.
 
 use kilotok_server::ServerConfig;
 use serde_json::{Value, json};
@@ -222,7 +222,8 @@ fn http_has_its_own_errors() {
         let answer = server.post_bytes(CHAT, body.as_bytes(), &[("content-type", kind)]);
         assert_eq!(answer.status, status, "{kind}");
     }
-    // What a browser sends to any server, as plain text or as nothing, without asking it.
+    // A browser sends such bodies, as plain text or without a type, to any server without asking it
+    // first.
     for (kind, status) in [
         ("application/json", 200),
         ("Application/JSON; charset=utf-8", 200),

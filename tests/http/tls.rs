@@ -19,12 +19,12 @@ fn file(name: &str) -> PathBuf {
 
 fn with(certificate: PathBuf, key: PathBuf) -> Setup {
     let tls = Some(TlsFiles { certificate, key });
-    // As often as possible: no test waits for a change.
+    // Checked as often as possible, so that no test waits for a change.
     let tls_look = Duration::ZERO;
     Setup { config: ServerConfig { tls, tls_look, ..Setup::default().config }, ..Setup::default() }
 }
 
-/// The answer to a client that knows one certificate only.
+/// The answer to a client that trusts only this certificate.
 fn health(server: &Server, known: &str) -> String {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(file(known)).unwrap()).unwrap();
@@ -40,7 +40,7 @@ fn health(server: &Server, known: &str) -> String {
         return error.to_string();
     }
     let mut answer = String::new();
-    // The other side may close without saying so.
+    // The other side may close the connection without a TLS close message.
     let _ = stream.read_to_string(&mut answer);
     answer
 }
@@ -63,7 +63,7 @@ fn a_renewed_certificate_needs_no_restart() {
     let folder = tempfile::tempdir().unwrap();
     let (certificate, key) = (folder.path().join("a.pem"), folder.path().join("a.key"));
     let place = |from: &str, to: &Path| {
-        // Atomically, as programs that renew certificates do.
+        // Replaced atomically, as programs that renew certificates do.
         let new = folder.path().join("new");
         std::fs::copy(file(from), &new).unwrap();
         std::fs::rename(new, to).unwrap();
@@ -72,7 +72,7 @@ fn a_renewed_certificate_needs_no_restart() {
     place("key.pem", &key);
     let server = Server::start(with(certificate.clone(), key.clone()));
     assert!(is_well(&health(&server, "certificate.pem")));
-    // Neither a half of it nor nonsense takes the place of what works.
+    // Neither half of a pair nor an invalid file replaces the working certificate.
     place("README.md", &certificate);
     assert!(is_well(&health(&server, "certificate.pem")));
     place("renewed.pem", &certificate);

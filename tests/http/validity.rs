@@ -1,5 +1,5 @@
-//! A reply that must follow a JSON schema does, as an independent validator judges it, whatever the
-//! model would rather say and whatever its drafter proposes.
+//! A reply that must follow a JSON schema does so according to an independent validator, whatever
+//! the model would write and its drafter proposes.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use super::server::{Server, Setup};
 
 const GENERATIONS: u64 = 1000;
-/// Clients at a time.
+/// Number of concurrent clients.
 const CLIENTS: usize = 4;
-/// No JSON has it anywhere.
+/// A token that is valid nowhere in JSON.
 const ILLEGAL: u32 = 1;
 
 struct Case {
@@ -23,7 +23,7 @@ struct Case {
     oracle: Validator,
 }
 
-/// What is in tests/schemas.
+/// The cases in tests/schemas.
 fn cases() -> Vec<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemas");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -50,7 +50,7 @@ fn every_reply_follows_its_schema() {
     assert!(drafted > GENERATIONS, "hardly anything was drafted");
 }
 
-/// Drafts are drawn, and those that the schema forbids are judged.
+/// Drafts are drawn, and drafts that the schema forbids are verified too.
 #[test]
 fn so_it_does_under_rejection_sampling() {
     for skill in [DraftAccuracy::Percent(70), DraftAccuracy::Always(ILLEGAL)] {
@@ -60,7 +60,7 @@ fn so_it_does_under_rejection_sampling() {
 
 #[test]
 fn so_it_does_when_all_drafts_are_illegal() {
-    // Such drafts are not even tried.
+    // Sample and match does not even try such drafts.
     assert_eq!(follow_all(DraftAccuracy::Always(ILLEGAL), true), 0);
 }
 
@@ -69,8 +69,8 @@ fn so_it_does_when_most_drafts_are_illegal() {
     assert!(follow_all(DraftAccuracy::Always(b'"'.into()), true) > 0);
 }
 
-/// How many drafts were verified: by sample and match if requests are `seeded`, and else by
-/// rejection sampling.
+/// Returns how many drafts were verified: by sample and match if requests are `seeded`, otherwise
+/// by rejection sampling.
 fn follow_all(skill: DraftAccuracy, seeded: bool) -> u64 {
     let cases = cases();
     let mut setup = Setup { skill, ..Setup::steady() };
@@ -96,10 +96,11 @@ fn follow_all(skill: DraftAccuracy, seeded: bool) -> u64 {
     drafted.into_inner()
 }
 
-/// How many drafts were verified for it.
+/// Runs one case; returns how many drafts were verified.
 fn follow(server: &Server, case: &Case, seed: Option<u64>) -> u64 {
     let form = json!({"name": "case", "schema": case.schema, "strict": true});
-    // What closes strings, lists, objects and the reply is likely, or random text has no end.
+    // Tokens that close strings, lists, objects and the reply are made likely: otherwise random
+    // text would not end.
     let bias = json!({"34": 8, "93": 8, "125": 8, "258": 8});
     let request = json!({
         "messages": [{"role": "user", "content": "say:no JSON at all"}],
@@ -111,7 +112,7 @@ fn follow(server: &Server, case: &Case, seed: Option<u64>) -> u64 {
     let choice = &answer["choices"][0];
     let text = choice["message"]["content"].as_str().unwrap();
     let drafted = answer["metrics"]["speculative_decoding"]["num_draft_tokens"].as_u64();
-    // Without a seed no two runs are the same, and one may have a reply that does not end.
+    // Without a seed, every run differs, and a reply may not end.
     if seed.is_none() && choice["finish_reason"] == "length" {
         return drafted.unwrap_or_default();
     }

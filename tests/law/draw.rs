@@ -1,4 +1,5 @@
-//! Draws through the `sampling` crate, rows computed once or every time, and draws with mistakes.
+//! Draws with the `sampling` crate, from rows that are computed once or every time, and draws with
+//! mistakes.
 
 use kilotok_abi::{Candidate, Purpose, Sampling, TokenId};
 use kilotok_sampling::{
@@ -11,7 +12,7 @@ use crate::setup::{
 };
 use crate::{DRAFTS, DRAWS, Setting, Way, drafter_logits, target_logits};
 
-/// Rows by history: 0 is [`HISTORY`], `after(node, token)` one token more.
+/// Rows by history: node 0 is [`HISTORY`], and `after(node, token)` has one more token.
 type Tree = Vec<Row<f32>>;
 
 pub(super) const NODES: usize = 1 + VOCAB + VOCAB * VOCAB + VOCAB * VOCAB * VOCAB;
@@ -33,7 +34,8 @@ pub(super) fn tokens_of(mut node: usize) -> Vec<TokenId> {
     tokens
 }
 
-/// The crate's processed rows. A `snapshot` sees the tokens of [`HISTORY`] only.
+/// The rows as processed by the crate. With `snapshot`, they only take the tokens of [`HISTORY`]
+/// into account.
 fn processed_rows(combination: u32, snapshot: bool) -> Tree {
     let setup = setup_of(combination);
     let row_of = |node| {
@@ -55,7 +57,7 @@ fn processed_rows(combination: u32, snapshot: bool) -> Tree {
 /// Rows by offset and last token.
 type DraftLaws = Vec<[Row<f32>; VOCAB]>;
 
-/// The crate's law of each draft.
+/// The distribution from which the crate draws each draft.
 fn draft_laws(setting: Setting) -> DraftLaws {
     let mut sampler = Sampler::new(setup_of(setting.combination), &HISTORY);
     let mut law = |offset, last| {
@@ -81,7 +83,7 @@ fn law_of(row: &Row<f32>) -> Vec<Candidate> {
     candidates.map(|(token, &probability)| Candidate { token, probability }).collect()
 }
 
-/// Rows and laws of a setting, computed once.
+/// Rows and distributions of a setting, computed once.
 pub(super) struct Tables {
     pub(super) rows: Tree,
     pub(super) laws: Tree,
@@ -105,7 +107,7 @@ impl Tables {
         Self { rows, laws, drafts, cumulative, candidates, length: setting.length }
     }
 
-    /// The target's laws at all nodes.
+    /// The target's distributions at all nodes.
     pub(super) fn target(&self) -> Vec<TargetLaw<'_>> {
         let law = |row| TargetLaw::new(row).expect("allowed tokens");
         self.rows.iter().map(|row| law(row)).collect()
@@ -122,7 +124,7 @@ impl Tables {
         proposal.first = (HISTORY.len() + done) as u32;
         proposal.drafts.resize(draft_count(done, self.length), 0);
         let nodes = draw_drafts(tokens, &mut proposal.drafts, draw);
-        // Its lists are kept from draw to draw, of which there are millions.
+        // The lists are reused, because there are millions of draws.
         proposal.laws.resize(proposal.drafts.len(), Vec::new());
         let before = [last_of(tokens)].into_iter().chain(proposal.drafts.iter().copied());
         for ((law, last), offset) in proposal.laws.iter_mut().zip(before).zip(done..) {
@@ -132,7 +134,7 @@ impl Tables {
     }
 }
 
-/// Draws the drafts after `tokens`: `draw(i, offset, last)` draws draft i. Gives the nodes after
+/// Draws the drafts after `tokens`: `draw(i, offset, last)` draws draft i. Returns the nodes after
 /// 0, 1, .. drafts.
 pub(super) fn draw_drafts(
     tokens: &[TokenId],
@@ -149,7 +151,7 @@ pub(super) fn draw_drafts(
     nodes
 }
 
-/// Judges drafts by the target's laws at the nodes after 0, 1, .. of them.
+/// Verifies drafts with the target's distributions at the nodes after 0, 1, .. of them.
 pub(super) fn judge(
     target: &[TargetLaw<'_>],
     (rule, seed): (Rule, u64),
@@ -159,7 +161,8 @@ pub(super) fn judge(
     proposal.judge(rule, seed, &nodes.map(|node| target[node])[..=proposal.drafts.len()])
 }
 
-/// Drafts of a round after `done` tokens of `length`: 3, then no more than can be emitted.
+/// Number of drafts in a round after `done` tokens of `length`: 3 at first, then at most as many as
+/// can be emitted.
 pub(super) fn draft_count(done: usize, length: usize) -> usize {
     if done == 0 { DRAFTS } else { length - done - 1 }
 }
@@ -172,7 +175,7 @@ pub(super) fn likeliest(law: &Row<f32>) -> TokenId {
     (1..VOCAB).fold(0, |best, t| if law[t] > law[best] { t } else { best }) as TokenId
 }
 
-/// Random numbers for drafts that no rule under test has a part in (Steele et al., 2014).
+/// Random numbers for drafts, independent of every rule under test (Steele et al., 2014).
 pub(super) struct SplitMix(pub(super) u64);
 
 impl SplitMix {
@@ -189,7 +192,7 @@ pub(super) fn draw(cumulative: &Row<f32>, uniform: f32) -> TokenId {
     cumulative.iter().filter(|&&sum| sum <= uniform).count() as TokenId
 }
 
-/// Cumulative probabilities, out of reach from the last possible token on.
+/// Cumulative probabilities. From the last possible token on they are out of reach, beyond 1.
 pub(super) fn cumulative(law: &Row<f32>) -> Row<f32> {
     let last = (0..VOCAB).rfind(|&token| law[token] > 0.0).expect("a law");
     let mut sum = 0.0;
@@ -199,7 +202,7 @@ pub(super) fn cumulative(law: &Row<f32>) -> Row<f32> {
     })
 }
 
-/// How often each sequence is drawn; `round` appends the tokens of one verified draft.
+/// How often each sequence is drawn. `round` appends the tokens of one round.
 fn count(setting: Setting, mut round: impl FnMut(u64, &mut Vec<TokenId>)) -> Vec<u32> {
     let length = setting.length;
     let mut counts = vec![0; VOCAB.pow(length as u32)];
@@ -216,7 +219,7 @@ fn count(setting: Setting, mut round: impl FnMut(u64, &mut Vec<TokenId>)) -> Vec
     counts
 }
 
-/// Draws as an engine does: a slot's sampler from raw logits to tokens.
+/// Draws as an engine does: with a slot's sampler, from raw logits to tokens.
 pub(super) fn count_with_samplers(setting: Setting) -> Vec<u32> {
     let setup = setup_of(setting.combination);
     let mut sampler = Sampler::new(setup.clone(), &HISTORY);
@@ -246,25 +249,26 @@ pub(super) fn count_with_samplers(setting: Setting) -> Vec<u32> {
     })
 }
 
-/// Rules that look right.
+/// Rules that look right but have a mistake.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Mistake {
-    /// The rules themselves, as a control.
+    /// The correct rules, as a control.
     None,
     /// Keeps drafts that are the target's likeliest token, at any temperature.
     GreedyMatch,
-    /// Draws the token after a refusal with the random numbers of the refused draft.
+    /// Draws the token after a rejected draft with the random numbers of that draft.
     SharedNoise,
-    /// Draws that token from p, not from max(p - q, 0).
+    /// Draws that token from p instead of max(p - q, 0).
     WholeTarget,
     /// Processes all rows with the tokens known before the drafts.
     Snapshot,
-    /// Judges by the target's probabilities before its penalties.
+    /// Verifies with the target's probabilities before its penalties.
     BeforePenalties,
-    /// Judges by a law that lacks the temperature the drafts were drawn with.
+    /// Verifies with a draft distribution that lacks the temperature with which the drafts were
+    /// drawn.
     OtherProposal,
-    /// Keys the random numbers of block verification by position alone: where drafts were refused
-    /// or not reached, the next round meets the same numbers again.
+    /// Keys the random numbers of block verification by position alone: if drafts were rejected or
+    /// not reached, the next round uses the same numbers again.
     ReusedNoise,
 }
 
@@ -333,7 +337,7 @@ fn race(draws: Draws, weight: impl Fn(usize) -> f32) -> TokenId {
     draws.race_logits(&logits).unwrap_or(0)
 }
 
-/// How many drafts are kept, and the running mass after them.
+/// How many drafts are accepted, and the running probability mass after them.
 fn joint_verification(
     drafts: &[TokenId],
     q: &[f32],

@@ -1,5 +1,5 @@
-//! The target's distribution by the definitions, in f64 and without a line of the `sampling` crate,
-//! and the distance of draws from it.
+//! The target's distribution from the definitions, in f64 and without the `sampling` crate, and the
+//! distance of draws from it.
 
 use std::fmt::Debug;
 
@@ -8,7 +8,7 @@ use kilotok_abi::TokenId;
 use super::setup::{HISTORY, PROMPT_COUNT, Row, VOCAB, mask_of, setup_of};
 use super::{FALSE_ALARM, Setting, target_logits};
 
-/// The distribution of the token after `tokens`, the history first.
+/// The distribution of the token after `tokens`, which begin with the history.
 fn exact_law(combination: u32, tokens: &[TokenId]) -> Row<f64> {
     let setup = setup_of(combination);
     let s = &setup.sampling;
@@ -52,7 +52,7 @@ fn exact_law(combination: u32, tokens: &[TokenId]) -> Row<f64> {
     weight.map(|w| w / total)
 }
 
-/// The probability of each sequence, the first token the most significant digit of the index.
+/// The probability of each sequence. The first token is the most significant digit of the index.
 fn exact_joint(combination: u32, length: usize) -> Vec<f64> {
     let mut joint = vec![1.0];
     for offset in 0..length {
@@ -69,12 +69,12 @@ fn exact_joint(combination: u32, length: usize) -> Vec<f64> {
     joint
 }
 
-/// What draws say about a law.
+/// The result of comparing draws with a distribution.
 #[derive(Debug)]
 pub(super) struct Finding {
     chi_square: f64,
     freedom: f64,
-    /// Draws of sequences that cannot occur.
+    /// Number of draws of sequences that cannot occur.
     impossible: u32,
 }
 
@@ -83,7 +83,8 @@ impl Finding {
         Self::of(counts, &exact_joint(setting.combination, setting.length))
     }
 
-    /// Of draws by a law. Cells that expect fewer than 5 are joined, the rarest first.
+    /// Compares draws with a distribution. Cells with an expected count below 5 are joined, the
+    /// rarest first.
     pub(super) fn of(counts: &[u32], law: &[f64]) -> Self {
         let draws: f64 = counts.iter().map(|&count| f64::from(count)).sum();
         let cells = counts.iter().map(|&n| f64::from(n)).zip(law.iter().map(|p| p * draws));
@@ -103,9 +104,9 @@ impl Finding {
         }
     }
 
-    /// The probability that a sampler with the right law does no better: `Q(freedom / 2,
-    /// chi_square / 2)`, the incomplete gamma function by its continued fraction. Where that
-    /// does not converge fast, below the mean, the answer is simply 1.
+    /// The probability that a sampler with the right distribution is at least as far off:
+    /// `Q(freedom / 2, chi_square / 2)`, the incomplete gamma function by its continued fraction.
+    /// Below the mean, where that converges slowly, the result is simply 1.
     pub(super) fn probability(&self) -> f64 {
         let (a, x) = (self.freedom / 2.0, self.chi_square / 2.0);
         if self.freedom == 0.0 || x < a + 1.0 {
@@ -118,7 +119,7 @@ impl Finding {
             ln_gamma += below.ln();
             below -= 1.0;
         }
-        // Lentz' method.
+        // Lentz's method.
         let mut b = x + 1.0 - a;
         let (mut c, mut d) = (f64::MAX, 1.0 / b);
         let mut fraction = d;
@@ -135,7 +136,7 @@ impl Finding {
         (a * x.ln() - x - ln_gamma).exp() * fraction
     }
 
-    /// For one of `setting_count` settings that may not fail.
+    /// Checks one of `setting_count` settings, of which none may fail.
     pub(super) fn assert_right(&self, setting: impl Debug, setting_count: usize) {
         assert_eq!(self.impossible, 0, "{setting:?} {self:?}");
         let probability = self.probability();

@@ -1,6 +1,6 @@
 //! Draws of pairs of tokens in many settings at once. All settings share their random numbers,
-//! whose computation is most of the work of a draw. Thresholds and residuals, which do not depend
-//! on random numbers, are computed once for each setting.
+//! because computing them is most of the work of a draw. Thresholds and residuals do not depend on
+//! random numbers, and are computed once for each setting.
 
 use kilotok_abi::{Purpose, TokenId};
 use kilotok_sampling::{Acceptance, Draws, Fault, Proposal, Rule, match_drafts, winner};
@@ -11,13 +11,14 @@ use crate::{DRAFTS, DRAWS, Setting, Way};
 
 /// Tokens of a sequence.
 const PAIR: usize = 2;
-/// Draws whose random numbers are kept at once: those of more would not fit a core's cache.
+/// Number of draws whose random numbers are kept at the same time. Those of more draws would not
+/// fit into a core's cache.
 const KEPT: usize = 1000;
 
 /// The random numbers of one draw.
 struct Noise {
-    /// Uniform numbers: those that choose drafts, and those that accept them. There are drafts at
-    /// the first position only.
+    /// Uniform numbers that choose drafts, and below, that accept them. There are drafts only at
+    /// the first position.
     draft: [f32; DRAFTS],
     accept: [f32; DRAFTS],
     /// Logarithms of the exponential numbers of a race, by position after the history.
@@ -49,19 +50,20 @@ impl Noise {
     }
 }
 
-/// What the draws of a setting have in common.
+/// The values that all draws of a setting share.
 struct Pairs {
     rows: Vec<Row<f32>>,
     /// Cumulative probabilities of the drafts, by offset and last token.
     cumulative: Vec<[Row<f32>; VOCAB]>,
-    /// By the last node of a round, where drafts are judged.
+    /// By the last node of a round; for ways that verify with a rule.
     judged: Vec<Option<Judged>>,
 }
 
-/// What a rule makes of some drafts.
+/// A rule's verdict about some drafts.
 struct Judged {
     acceptance: Acceptance,
-    /// By the number of accepted drafts: what the next token is drawn by.
+    /// By the number of accepted drafts: the purpose and the logits with which the next token is
+    /// drawn.
     next: Vec<(Purpose, Row<f32>)>,
 }
 
@@ -83,7 +85,7 @@ impl Pairs {
         Self { rows, cumulative, judged }
     }
 
-    /// Appends the tokens of one verified draft, as far as a pair needs them.
+    /// Appends the tokens of one round, as far as a pair needs them.
     fn round(&self, noise: &Noise, tokens: &mut Vec<TokenId>) {
         let done = tokens.len();
         let mut drafts = [0; DRAFTS];
@@ -109,7 +111,7 @@ impl Pairs {
     }
 }
 
-/// Of all drafts, by the last node of their round.
+/// The verdicts about all possible drafts, by the last node of their round.
 fn judged(rule: Rule, tables: &Tables) -> Vec<Option<Judged>> {
     let target = tables.target();
     let after = |node| {
@@ -130,7 +132,7 @@ fn judged(rule: Rule, tables: &Tables) -> Vec<Option<Judged>> {
     (0..NODES).map(after).collect()
 }
 
-/// How often each pair is drawn, by setting.
+/// How often each pair is drawn, for each setting.
 pub(super) fn count_pairs(settings: &[Setting]) -> Vec<Vec<u32>> {
     let all: Vec<_> = settings.iter().map(|setting| Pairs::new(*setting)).collect();
     let mut counts = vec![vec![0; VOCAB * VOCAB]; settings.len()];

@@ -1,5 +1,5 @@
-//! Requests of the tests of the law: every combination of processors, after a history, in a
-//! vocabulary of 8 tokens.
+//! The requests of these tests: every combination of processors, after a history, in a vocabulary
+//! of 8 tokens.
 
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_sampling::Setup;
@@ -24,7 +24,7 @@ pub(super) const COMBINATIONS: u32 = 1 << 11;
 /// Probabilities, logits or weights of the vocabulary.
 pub(super) type Row<T> = [T; VOCAB];
 
-/// The request of a combination of processors. Together they still allow two tokens or more.
+/// The request of a combination of processors. Even all of them together allow two tokens or more.
 pub(super) fn setup_of(combination: u32) -> Setup {
     fn choose<T>(set: bool, value: T, neutral: T) -> T {
         if set { value } else { neutral }
@@ -53,7 +53,7 @@ pub(super) fn setup_of(combination: u32) -> Setup {
     setup
 }
 
-/// What the grammar of a combination allows after a token.
+/// The tokens that the grammar of a combination allows after a token.
 pub(super) fn mask_of(combination: u32, last: TokenId) -> u32 {
     let forbidden = 1 << ((last + 1) % 8) | 1 << ((last + 3) % 8);
     if combination & MASK == 0 { !0 } else { !forbidden }

@@ -1,6 +1,7 @@
-//! Draws through the step of an engine, from the rows of a plan to the drafts that its slot holds:
+//! Draws with the step of an engine, from the rows of a plan to the drafts in its slot:
 //! `kilotok_batch::Samplers`, with tables in place of a model and a drafter. Drafts are made as by
-//! DFlash, all at once: each from the logits of its position, whatever the drafts before it are.
+//! DFlash, all at once: each from the logits of its position, independently of the drafts before
+//! it.
 
 use kilotok_abi::{Sampling, SlotId, TokenId};
 use kilotok_batch::{Batch, Samplers, Slots};
@@ -10,21 +11,21 @@ use crate::draw::last_of;
 use crate::setup::{HISTORY, MASK, VOCAB, mask_of, setup_of};
 use crate::{Setting, drafter_logits, target_logits};
 
-/// As many as a draft of the published models has.
+/// As many drafts as in the published models.
 const DRAFTS: usize = 7;
 const SLOT: SlotId = SlotId(0);
 
 /// How a host chooses the drafts that a row verifies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Host {
-    /// As the scheduler does: any number that does not depend on what was drawn, and of drafts that
-    /// the grammar forbids the first.
+    /// As in the scheduler: a number of drafts that does not depend on what was drawn. Of the
+    /// drafts that the grammar forbids, only the first is verified.
     Right,
     /// A mistake: leaves forbidden drafts out.
     WithoutForbidden,
-    /// A mistake: verifies drafts only where it likes the first.
+    /// A mistake: verifies drafts only if it likes the first of them.
     ByToken,
-    /// Brings drafts of its own.
+    /// Provides drafts of its own.
     Given,
 }
 
@@ -42,7 +43,8 @@ pub(super) fn count_with_steps(setting: Setting, host: Host, draws: u64) -> Vec<
     let mut counts = vec![0; VOCAB.pow(setting.length as u32)];
     let setup = slot_setup(setting);
     let mut tokens = Vec::new();
-    // What the number of drafts follows from: earlier numbers, and how many were accepted.
+    // Determines the number of drafts. It depends on earlier numbers, and on how many drafts were
+    // accepted.
     let mut whim = 0_usize;
     for seed in 0..draws {
         tokens.clear();
@@ -79,7 +81,7 @@ fn slot_setup(setting: Setting) -> SlotSetup {
 }
 
 impl Engine {
-    /// The row after `tokens`, of at most `wanted` drafts.
+    /// The row after `tokens`, with at most `wanted` drafts.
     fn row(
         &mut self,
         tokens: &[TokenId],
@@ -126,7 +128,7 @@ impl Engine {
         }
     }
 
-    /// Runs the row and drafts what comes next. Appends its tokens and says how many.
+    /// Runs the row and makes the next drafts. Appends the row's tokens and returns their number.
     fn step(&mut self, row: PlanRow, tokens: &mut Vec<TokenId>) -> usize {
         let plan = StepPlan { rows: vec![row] };
         let batch = Batch::new(&plan, &self.slots).expect("held drafts");

@@ -1,12 +1,12 @@
-//! Configs that must not be run, in a folder that is good otherwise. Reading a config is tested
-//! where it is implemented; here, that it happens, and under the file's name.
+//! Configs that must be refused, in a folder that is otherwise good. Reading configs is tested
+//! where it is implemented; these tests check that it happens, and that errors name the file.
 
 use serde_json::{Value, json};
 
 use crate::good::Model;
 use crate::refuses;
 
-/// A field by its dotted path; null removes it.
+/// Sets a field by its dotted path; null removes it.
 fn set(config: &mut Value, path: &str, value: Value) {
     let (mut at, mut name) = (config, path);
     while let Some((outer, inner)) = name.split_once('.') {
@@ -73,7 +73,7 @@ fn drafters() {
     }
 }
 
-/// A config may be right in itself and not the one of these tensors.
+/// A config may be valid in itself and still not match these tensors.
 #[test]
 fn another_models() {
     for (path, value, parts) in [

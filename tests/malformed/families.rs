@@ -1,4 +1,4 @@
-//! Checkpoints of Qwen3-MoE and gpt-oss in the published layout with one thing wrong each.
+//! Checkpoints of Qwen3-MoE and gpt-oss in the published layout, each with one fault.
 
 use std::path::Path;
 
@@ -11,18 +11,18 @@ use crate::{assert_refused, read_all};
 
 const FILE: &str = "model.safetensors";
 
-/// One thing that is done to a folder.
+/// One fault in a folder.
 enum Fault {
-    /// A field of `config.json`, by its name; null removes it.
+    /// A changed field of `config.json`; null removes it.
     Config(&'static str, Value),
     Missing(&'static str),
-    /// Another type, of the same size.
+    /// A changed element type of the same size.
     Type(&'static str, &'static str),
-    /// Another shape, of as many elements.
+    /// A changed shape with the same number of elements.
     Shape(&'static str, Vec<usize>),
-    /// Bytes of a tensor, from one of them on.
+    /// Changed bytes of a tensor, from this offset on.
     Bytes(&'static str, usize, &'static [u8]),
-    /// A tensor that does not belong there.
+    /// A tensor that does not belong to the model.
     Extra(&'static str),
 }
 
@@ -100,9 +100,9 @@ fn gpt_oss() {
         (Shape(GATE_UP, vec![8, 128, 32]), "has the shape [8, 128, 32], not [8, 128, 2, 16]"),
         (Shape(SCALES, vec![8, 256]), "has the shape [8, 256], not [8, 128, 2]"),
         (Shape(BIAS, vec![128, 8]), "has the shape [128, 8], not [8, 128]"),
-        // The scales of row 3 of expert 2 are those of its second row of up.
+        // Row 3 of expert 2 is the expert's second row of up.
         (Bytes(SCALES, (2 * 128 + 3) * 2, &[255]), "element [259, 0] is a scale that is NaN"),
-        // Infinity in expert 1's fourth gate.
+        // Infinity in the fourth gate row of expert 1.
         (Bytes(BIAS, (128 + 6) * 2, &[0x80, 0x7f]), "element [1, 6] is NaN or infinite"),
         (Extra("model.layers.0.mlp.experts.gate_up_proj"), "is not part of the model"),
         (Extra("model.layers.0.self_attn.q_norm.weight"), "is not part of the model"),
@@ -137,7 +137,7 @@ fn qwen3_moe() {
     refuse_all(&Toy::qwen3_moe(), &cases);
 }
 
-/// Experts of some layers in one tensor, of others apart.
+/// Experts are stacked in one tensor in some layers, and separate in others.
 #[test]
 fn qwen3_moe_half_stacked() {
     let cases = [(

@@ -1,4 +1,4 @@
-//! Folders in which files are missing, are no files, or contradict their index.
+//! Folders in which files are missing, are not regular files, or contradict their index.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -34,7 +34,7 @@ fn moved(tensor: &str, file: &str) -> Files {
     })
 }
 
-/// Good files, and then something done to the folder.
+/// A folder with good files, which `edit` then changes.
 fn folder(edit: impl FnOnce(&Path)) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     write(&Model::good().files(), folder.path());
@@ -111,11 +111,11 @@ fn shards_that_are_missing_or_damaged() {
     let mut files = sharded(|_, _| {});
     files.get_mut(SECOND).unwrap().truncate(100);
     refuses(&files, &[SECOND, "says that its header has"]);
-    // The tensors of a file that cannot be read are not told one by one.
+    // The tensors of an unreadable file are not reported one by one.
     let folder = tempfile::tempdir().unwrap();
     write(&files, folder.path());
     assert!(!read_all(folder.path()).unwrap_err().contains("is missing"));
-    // Without an index, too, a tensor must not be in two files.
+    // Even without an index, a tensor must not be in two files.
     let mut files = sharded(|_, shards| {
         let again = shards[1][0].clone();
         shards[0].push(again);
@@ -133,7 +133,7 @@ fn good_shards_are_accepted() {
     files.remove("left_over.safetensors");
     files.remove(INDEX);
     accepts(&files);
-    // A drafter in shards.
+    // A drafter with several shards.
     let model = Model::good();
     let mut files = model.files();
     files.remove("dflash/dflash_draft_model.safetensors");
@@ -190,7 +190,7 @@ fn things_that_are_no_files() {
             symlink(folder.join(name), folder.join(name)).unwrap();
         });
         assert_refused(read_all(circle.path()), &[name, "cannot be opened"]);
-        // Opening a pipe would wait for its other end for ever.
+        // Opening a pipe would wait forever for its other end.
         let pipe = folder(|folder| {
             fs::remove_file(folder.join(name)).unwrap();
             let made = std::process::Command::new("mkfifo").arg(folder.join(name)).status();

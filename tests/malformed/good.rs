@@ -1,5 +1,5 @@
-//! A small good checkpoint with everything in it: fused FP8 projections, MXFP4 experts, a drafter
-//! and its mask. Written by code of its own, so that it can also be written wrongly.
+//! A small good checkpoint with all features: fused FP8 projections, MXFP4 experts, a drafter and
+//! its mask. The code that writes it is its own, so that it can also write faulty ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::torch::{self, MASK_TOKEN};
 /// A folder: paths and bytes.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
-/// A tensor to be written, right or wrong.
+/// A tensor to be written, correct or not.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Stored {
     pub(crate) name: String,
@@ -189,7 +189,7 @@ fn draft_config() -> Value {
     })
 }
 
-/// A weight's tensors with numbers that tell them apart.
+/// A weight's tensors, with numbers that are different everywhere.
 fn tensors(decl: &WeightDecl) -> Vec<Stored> {
     let stored = decl.stored().into_iter().map(|tensor| {
         let seed =

@@ -1,4 +1,4 @@
-//! Safetensors files whose header lies, or is none.
+//! Safetensors files whose header is false or missing.
 
 use crate::good::{Files, Model, split_header, with_header};
 use crate::refuses;
@@ -6,7 +6,7 @@ use crate::refuses;
 const FILE: &str = "model.safetensors";
 const NORM: &str = "model.norm.weight";
 
-/// The good files, the target's replaced.
+/// The good files, with the target's file changed.
 fn with_bytes(edit: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Files {
     let mut files = Model::good().files();
     let bytes = files.remove(FILE).unwrap();
@@ -21,7 +21,7 @@ fn with_text(edit: impl FnOnce(String) -> String) -> Files {
     })
 }
 
-/// The header with one text for another.
+/// The header with one text replaced by another.
 fn replaced(from: &str, to: &str) -> Files {
     with_text(|text| {
         assert!(text.contains(from), "{text} has no {from}");
@@ -29,7 +29,7 @@ fn replaced(from: &str, to: &str) -> Files {
     })
 }
 
-/// The header with another entry for the final norm, which is given the offsets it has.
+/// The header with another entry for the final norm, made from the norm's offsets.
 fn with_norm(entry: impl FnOnce([usize; 2]) -> String) -> Files {
     with_text(|text| {
         let start = text.find(&format!("\"{NORM}\"")).unwrap();
@@ -166,7 +166,7 @@ fn tensors_that_lie_where_they_should_not() {
     refuses(&offsets(|[a, b]| [a - 64, b - 64]), &[&named, "overlaps", "by 64 bytes"]);
     refuses(&offsets(|[a, b]| [a + 64, b + 64]), &[FILE, "by 64 bytes", "begins 64 bytes after"]);
     refuses(&offsets(|_| [0, 128]), &[FILE, "overlaps"]);
-    // One byte that belongs to no tensor, between two.
+    // A byte between two tensors that belongs to neither.
     let gap = with_bytes(|bytes| {
         let (text, data) = split_header(&bytes);
         let mut header: serde_json::Value = serde_json::from_str(&text).unwrap();

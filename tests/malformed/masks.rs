@@ -1,4 +1,4 @@
-//! Files of mask embeddings that `torch.save` does not write.
+//! Files of mask embeddings that `torch.save` would not write.
 
 use half::bf16;
 
@@ -26,7 +26,7 @@ fn refuses_pickle(edit: impl FnOnce(&mut Pickle), reason: &str) {
     refuses_mask(archive(&pickle, &embedding()), reason);
 }
 
-/// A pickle of other instructions.
+/// A pickle with other instructions must be refused.
 #[track_caller]
 fn refuses_program(program: &[u8], reason: &str) {
     refuses_mask(zip(&entries(program, &embedding())), reason);
@@ -49,7 +49,7 @@ fn good_masks_are_accepted() {
         let more = [&text("per_position")[..], flag].concat();
         accepts(&with_mask(archive(&Pickle { more, ..Pickle::good() }, &embedding())));
     }
-    // A row of a table: its storage is larger than it is.
+    // The embedding is a row of a table, so its storage is larger than the tensor.
     let table = [embedding(), embedding()].concat();
     let (storage_len, offset) = (vec![b'K', 2 * HIDDEN], vec![b'K', HIDDEN]);
     let row = Pickle { storage_len, offset, ..Pickle::good() };
@@ -63,7 +63,7 @@ fn no_archive() {
     refuses(&files, &[&format!("{FILE}: cannot be opened: No such file")]);
     refuses_mask(Vec::new(), "is no zip archive");
     refuses_mask(b"not a zip".to_vec(), "is no zip archive");
-    // What torch wrote until version 1.5, and writes if asked to.
+    // The format that torch wrote until version 1.5, and still writes on request.
     refuses_mask(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.".to_vec(), "has torch's old format");
     refuses_mask(vec![b'P'; (4 << 20) + 1], "has more than 4194304 bytes");
     let whole = good();
@@ -75,13 +75,13 @@ fn no_archive() {
 
 #[test]
 fn archives_of_another_kind() {
-    // A bomb: what it says it unpacks to is 4 GiB.
+    // A zip bomb: it claims to unpack to 4 GiB.
     let bomb = |entries: &mut Vec<Entry>| (entries[3].method, entries[3].size) = (8, u32::MAX);
     refuses_entries(bomb, "compressed or encrypted");
     refuses_entries(|entries| entries[3].method = 8, "compressed or encrypted");
     refuses_entries(|entries| entries[3].size += 1, "compressed or encrypted");
     refuses_entries(|entries| entries[3].flags |= 1, "compressed or encrypted");
-    // Sizes that only a 64-bit archive would need.
+    // Sizes that need a 64-bit archive.
     let zip64 =
         |entries: &mut Vec<Entry>| (entries[3].packed, entries[3].size) = (u32::MAX, u32::MAX);
     refuses_entries(zip64, "has a broken data/0");
@@ -154,11 +154,11 @@ fn pickles_that_would_run_something() {
     refuses_program(b"\x80\x02ctorch\nHalfStorage\n.", names);
     refuses_pickle(|pickle| pickle.storage = "torch\nHalfStorage\n", names);
     let code = "not a mask's";
-    // INST, OBJ, NEWOBJ, BUILD, extension and out-of-band instructions.
+    // The instructions INST, OBJ, NEWOBJ, BUILD, and those of extensions and out-of-band data.
     for instruction in [b'i', b'o', 0x81, b'b', 0x82, 0x97, b'\\', 0, 0xff] {
         refuses_program(&[0x80, 2, instruction, b'.'], code);
     }
-    // Calls of what is there, elsewhere or with other arguments.
+    // Allowed calls, but in other places or with other arguments.
     for program in [
         &b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R."[..],
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",

@@ -1,4 +1,4 @@
-//! Checkpoints whose files are sound and whose tensors are not the model's.
+//! Checkpoints whose files are valid but whose tensors are not the model's.
 
 use half::bf16;
 use kilotok_model::{Knobs, Part, Ranks, WeightId, declare};
@@ -59,7 +59,7 @@ fn wrong_types() {
 
 #[test]
 fn wrong_shapes() {
-    // 2 chunks of 4 * 24 + 24 + 16 = 136 rows: 2 scale rows each, not 272 / 128 = 3 in all.
+    // 2 chunks of 4 * 24 + 24 + 16 = 136 rows have 2 scale rows each, not 272 / 128 = 3 together.
     let qkv = "model.layers.0.self_attn.qkv_proj.weight";
     let scales = format!("{qkv}_scale_inv");
     for (name, shape, reason) in [
@@ -120,7 +120,7 @@ fn tensors_that_nobody_declared() {
         model.target.push(vector(name, "BF16", &[0; 16], 2));
         refuses(&model.files(), &[FILE, name, "is not part of the model"]);
     }
-    // In the drafter nothing has a reason to stay unread.
+    // All tensors of a drafter must be read.
     let mut model = Model::good();
     model.draft.push(vector("model.mtp.layers.0.enorm.weight", "BF16", &[0; 16], 2));
     refuses(&model.files(), &[DRAFT_FILE, "mtp.layers.0.enorm.weight: is not part of the model"]);
@@ -210,7 +210,7 @@ fn what_is_good_is_accepted() {
         "F32".clone_into(&mut tensor.dtype);
     });
     accepts(&norm.files());
-    // Prediction layers and, in a multimodal model, towers may be there.
+    // Prediction layers may be in the file, and towers if the model is multimodal.
     let mut model = Model::good();
     model.target.push(vector("model.mtp.layers.0.enorm.weight", "F16", &[0; 16], 2));
     accepts(&model.files());
@@ -218,7 +218,7 @@ fn what_is_good_is_accepted() {
     model.target.push(vector("visual.weight", "F4", &[0; 4], 1));
     model.target.last_mut().unwrap().shape = vec![8];
     accepts(&model.files());
-    // A drafter with prefixed names, in a file of another name.
+    // A drafter whose tensors' names have a prefix, in a file with another name.
     let mut model = Model::good();
     for tensor in &mut model.draft {
         tensor.name.insert_str(0, "model.");
@@ -229,7 +229,7 @@ fn what_is_good_is_accepted() {
     accepts(&files);
 }
 
-/// What is read is what was written.
+/// The values that are read are those that were written.
 #[test]
 fn good_numbers_are_read_as_they_are() {
     let model = Model::good();

@@ -1,4 +1,4 @@
-//! Files as `torch.save` writes them, right and wrong.
+//! Files in the form that `torch.save` writes, correct and faulty.
 
 use half::bf16;
 
@@ -61,7 +61,7 @@ impl Pickle {
     }
 }
 
-/// A text as a pickle has it.
+/// A text in the form that pickles have.
 pub(crate) fn text(text: &str) -> Vec<u8> {
     [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
 }
@@ -91,7 +91,7 @@ pub(crate) fn entries(pickle: &[u8], data: &[u8]) -> Vec<Entry> {
     ]
 }
 
-/// An entry of an archive, with what its headers say of it.
+/// An entry of an archive, and the contents of its headers.
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) name: String,
@@ -101,7 +101,7 @@ pub(crate) struct Entry {
     pub(crate) packed: u32,
     pub(crate) size: u32,
     pub(crate) crc: u32,
-    /// Where the directory says that it is, if not where it is.
+    /// The offset that the directory claims, if it is not the real one.
     pub(crate) at: Option<u32>,
 }
 
@@ -113,7 +113,7 @@ impl Entry {
     }
 }
 
-/// As torch writes it: sizes and checksums stand in the directory alone.
+/// As written by torch: sizes and checksums are only in the directory.
 pub(crate) fn zip(entries: &[Entry]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for entry in entries {

@@ -10,7 +10,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "crates/server/src/page/index.html"
 MODEL = "mock-1t"
 KEY = "sesame"
-# Chunks come apart in time, so that the page draws more than once.
+# Pause between chunks, so that the page draws more than once.
 STEP_SECONDS = 0.004
 
 RICH = """Here is **what** you asked for, with `code` and a [link](https://example.org/a_(b)).

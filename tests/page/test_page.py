@@ -17,7 +17,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 SERVER = os.environ.get("KILOTOK_URL")
 SHOTS = os.environ.get("SHOTS")
-# A real model on a CPU may be slow; what takes longer is stuck.
+# A real model on a CPU may be slow; anything that takes longer than this is stuck.
 WAIT_SECONDS = 60
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
     --disable-background-networking --disable-component-update --force-device-scale-factor=1

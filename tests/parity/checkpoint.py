@@ -173,13 +173,14 @@ def quantised_form(config, stored, generator):
         codes = 64 * torch.randn(rows, columns, generator=generator)
         low, high = 0.4 + 0.2 * torch.rand(2, scale_rows, tiles(columns), generator=generator)
         checker = torch.arange(scale_rows)[:, None] + torch.arange(tiles(columns))
-        # One coin per pair of rows, so that either row of a fused chunk may hold the large scales.
+        # One random bit for each pair of rows, so that either row of a fused chunk may have the
+        # large scales.
         coin = torch.randint(2, (scale_rows, 1), generator=generator)[torch.arange(scale_rows) // 2]
         scale = torch.where((checker + coin) % 2 == 1, 3 * high, low)
         return codes.clamp(-448, 448).to(torch.float8_e4m3fn), scale * columns**-0.5 / 64
 
     def mxfp4(rows, columns):
-        # Brings the weights' deviation near columns^-1/2.
+        # With this exponent, the standard deviation of the weights is near columns^-1/2.
         exponent = -2 - columns.bit_length() // 2
         codes = torch.randint(256, (rows, columns // 2), generator=generator, dtype=torch.uint8)
         spread = torch.randint(-2, 3, (rows, columns // GROUP), generator=generator)
@@ -272,7 +273,7 @@ def replaced(stored, ending, change):
 
 
 def write_tensors(path, tensors, **metadata):
-    # At most one metadata entry per file: safetensors writes several in a random order.
+    # Only one metadata entry per file, because safetensors writes several in random order.
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, path, metadata or {"format": "pt"})
 

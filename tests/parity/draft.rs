@@ -1,5 +1,5 @@
-//! The drafter after the prompt and after rounds of full, partial and no acceptance, against a
-//! float64 program.
+//! Compares the drafter with a float64 program: after the prompt, and after rounds in which all,
+//! some or no drafts are accepted.
 
 use kilotok_engine::RowOutput;
 use kilotok_model::{AttentionSpec, ModelSpec};
@@ -19,7 +19,7 @@ fn check(name: &str, rank_count: usize) {
     assert!(round_count > 4, "too few rounds");
 }
 
-/// Runs all rounds and shows of each its number, its output and the worst of its values.
+/// Runs all rounds, and calls `show` after each with its number, its output and the largest error.
 pub(crate) fn follow(
     fixture: &Fixture,
     sequence: &mut Sequence,
@@ -38,7 +38,7 @@ pub(crate) fn follow(
     }
 }
 
-/// The worst of a sequence that has just run a round.
+/// The largest error of a sequence that has just run a round.
 fn worst(fixture: &Fixture, sequence: &Sequence, round: usize) -> Worst {
     let ModelSpec { vocab_size, drafter, .. } = fixture.checkpoint.spec();
     let AttentionSpec { kv_heads, qk_dim, v_dim, .. } =
@@ -89,7 +89,7 @@ fn drafts_for_an_fp4_target_on_every_rank_count() {
     }
 }
 
-/// Biases, YaRN, all keys, and the mask token of the target's table.
+/// Biases, YaRN, full attention, and the mask token's row of the target's embedding.
 #[test]
 fn drafts_for_gpt_oss_on_1_and_2_ranks() {
     for rank_count in [1, 2] {

@@ -195,7 +195,7 @@ def follow(target, drafter, prompt, plan):
         truth, gap = target.greedy(tokens, rows)
         require(gap > LOGIT_GAP_MIN, "a greedy token leads by too little")
         drafts = given_drafts(truth[:-1], right, vocab)
-        # The first row is the newest token, which has no context yet; row i judges draft i + 1.
+        # The first row is the newest token, which has no context yet; row i verifies draft i + 1.
         choices = target.run(tokens + drafts)[-rows:].argmax(-1).tolist()
         accepted = next((i for i, draft in enumerate(drafts) if draft != choices[i]), rows - 1)
         assert accepted == min(right, rows - 1)
@@ -300,7 +300,7 @@ def random_drafter(config, generator):
 
 PLAIN = hub_config([0, 1, 1, 0], swa_num_key_value_heads=2, moe_layer_freq=[0, 1, 0, 1])
 
-# V2.5-Pro with FP4 experts, small: it and its drafter load on 1, 2, 4 or 8 ranks.
+# A small V2.5-Pro with FP4 experts. It and its drafter load on 1, 2, 4 or 8 ranks.
 FP4_PRO = fused_config(
     [0, 1, 0],
     store_dtype="mxfp4",
@@ -316,13 +316,13 @@ FP4_PRO = fused_config(
 # name -> (target's config, drafter's, prefix of its tensors' names, prompt length, right drafts per
 # round)
 DRAFTERS = {
-    # The window bites from the start. The drafter's vocabulary is not the target's, as in V2.5-Pro.
+    # The window is shorter than the prompt. The drafter's vocabulary size differs, as in V2.5-Pro.
     "draft_a": (
         PLAIN,
         draft_config(PLAIN, target_layer_ids=[1, 2], swa_window_size=20, vocab_size=88),
         *("", 30, [7, 2, 0, 7, 2]),
     ),
-    # First and last layer tapped; everything fits the window.
+    # The first and the last layer are tapped; everything fits into the window.
     "draft_b": (
         PLAIN,
         draft_config(
@@ -336,7 +336,7 @@ DRAFTERS = {
         ),
         *("model.", 29, [3, 2, 0, 3, 1]),
     ),
-    # Both files of a release together. From 4 ranks on several share a drafter's KV head.
+    # Both files of a release together. From 4 ranks on, several ranks share a drafter's KV head.
     "draft_fp4": (
         FP4_PRO,
         draft_config(
@@ -357,7 +357,8 @@ def make_fixture(name, target, config, prefix, prompt_length, plan):
 
     def make(generator):
         weights = random_weights(target, generator)
-        # An embedding row that training never touched, and what the drafter was trained with.
+        # An embedding row that training has not touched, and the one with which the drafter was
+        # trained.
         untouched = torch.randn(target["hidden_size"], generator=generator)
         mask_row = torch.randn(target["hidden_size"], generator=generator)
         weights["model.embed_tokens.weight"][mask_id] = 1e-6 * untouched

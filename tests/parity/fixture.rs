@@ -1,4 +1,4 @@
-//! Reading fixtures, running one sequence, and measuring errors.
+//! Reads fixtures, runs one sequence, and measures errors.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ use kilotok_model::{Knobs, ModelSpec};
 use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 use safetensors::SafeTensors;
 
-/// Values computed in F32 in another order differ by rounding alone: a few hundred additions of
-/// 6e-8 each, amplified by a few layers.
+/// Values that are computed in F32 in another order differ only by rounding: a few hundred
+/// additions with an error of 6e-8 each, amplified by a few layers.
 pub(crate) const TOLERANCE: f32 = 1e-4;
 
 const SEQUENCE_MAX: u32 = 128;
 const PAGE_TOKENS: u32 = 8;
 
-/// A model folder with what another implementation made of it.
+/// A model's folder, and the values that another implementation computed from it.
 pub(crate) struct Fixture {
     pub(crate) checkpoint: Checkpoint,
     expected: Vec<u8>,
@@ -31,7 +31,7 @@ impl Fixture {
         let expected = std::fs::read(folder.join("expected.safetensors")).unwrap();
         let (_, metadata) = SafeTensors::read_metadata(&expected).unwrap();
         let window_keys = metadata.metadata().as_ref().unwrap()["window_keys"].parse().unwrap();
-        // 0 for a model without windows.
+        // The fixture has 0 for a model without windows.
         let window_keys = Some(window_keys).filter(|keys| *keys > 0);
         let knobs = Knobs { window_keys, ..Knobs::default() };
         let checkpoint = Checkpoint::open(&folder, &knobs).unwrap();
@@ -61,7 +61,7 @@ impl Fixture {
     }
 }
 
-/// Everything that an engine showed of its steps; of each name and position the last.
+/// All values that an engine reported from its steps; for each name and position, the last one.
 #[derive(Clone, Default)]
 pub(crate) struct Notes(Arc<Mutex<ByPosition>>);
 
@@ -90,11 +90,11 @@ impl Notes {
     }
 }
 
-/// One sequence alone in an engine.
+/// One sequence, alone in an engine.
 pub(crate) struct Sequence {
     engine: CpuEngine,
     pub(crate) notes: Notes,
-    /// Position of the next row.
+    /// The position of the next row.
     pub(crate) start: u32,
     is_set_up: bool,
     pub(crate) rank_count: usize,
@@ -117,14 +117,15 @@ impl Sequence {
         Self { engine, notes, start: 0, is_set_up: false, rank_count }
     }
 
-    /// Runs known tokens and drafts, chooses greedily, and drafts where the model can.
+    /// Runs known tokens and drafts, chooses greedily, and drafts if the model can. No fault may
+    /// occur.
     pub(crate) fn step(&mut self, tokens: RowTokens) -> RowOutput {
         let row = self.run(tokens);
         assert_eq!(row.fault, None);
         row
     }
 
-    /// Like [`Self::step`], whatever becomes of it.
+    /// Like [`Self::step`], but the row may end with a fault.
     pub(crate) fn run(&mut self, tokens: RowTokens) -> RowOutput {
         let known = tokens.count() - tokens.draft_count();
         let caps = self.engine.caps();
@@ -158,7 +159,7 @@ pub(crate) fn given(tokens: &[TokenId], draft_count: u32) -> RowTokens {
     RowTokens::Given { tokens: tokens.to_vec(), draft_count }
 }
 
-/// Where something is furthest from what was expected, and how far.
+/// The place of the largest error, and the error.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Worst {
     pub(crate) error: f32,
@@ -166,8 +167,8 @@ pub(crate) struct Worst {
 }
 
 impl Worst {
-    /// Looks at one more vector: its error is its largest difference, as a share of the largest
-    /// expected value.
+    /// Takes one more vector into account. Its error is its largest difference, relative to the
+    /// largest expected value.
     pub(crate) fn see(&mut self, place: String, found: &[f32], expected: &[f32]) {
         assert_eq!(found.len(), expected.len(), "{place}");
         let differences = found.iter().zip(expected).map(|(found, expected)| found - expected);
@@ -183,7 +184,7 @@ impl Worst {
     }
 }
 
-/// The largest size. NaN is larger than all, so it cannot hide.
+/// The largest magnitude. NaN counts as larger than all others, so it cannot hide.
 fn largest(values: impl Iterator<Item = f32>) -> f32 {
     values.map(f32::abs).max_by(f32::total_cmp).unwrap()
 }

@@ -109,7 +109,7 @@ GPT_OSS = {
     },
     "rms_norm_eps": 1e-5,
     # The prompt goes beyond the original positions, and both ends of the ramp (0.6 and 1.6 of 8
-    # pairs) are no whole numbers.
+    # pairs) are not whole numbers.
     "rope_scaling": {
         "beta_fast": 4.0,
         "beta_slow": 1.0,
@@ -121,7 +121,7 @@ GPT_OSS = {
     "rope_theta": 150000,
     "router_aux_loss_coef": 0.9,
     "sliding_window": 12,
-    # So small that many values are cut.
+    # So small that many values are clipped.
     "swiglu_limit": 1.5,
     "tie_word_embeddings": False,
     "use_cache": True,
@@ -133,8 +133,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 # name -> (config, prompt length, whether the experts of a layer are stacked)
 FIXTURE_LIST = {
     "qwen3_moe": (QWEN3, 48, False),
-    # Stacked, without normalised weights, all layers with experts, and with the YaRN that Qwen's
-    # cards recommend for long texts.
+    # Experts are stacked and in all layers; routing weights are not normalised; and YaRN is as
+    # Qwen's model cards recommend for long texts.
     "qwen3_stacked": (
         QWEN3
         | {"mlp_only_layers": [], "norm_topk_prob": False, "num_hidden_layers": 2}
@@ -239,7 +239,7 @@ def transformers_state(config, stored):
     for name, tensor in stored.items():
         if name.endswith("_blocks"):
             scales = stored[name.replace("_blocks", "_scales")]
-            # transformers multiplies from the right.
+            # transformers multiplies from the right, so its matrices are transposed.
             state[name.removesuffix("_blocks")] = unpacked(tensor, scales).transpose(1, 2)
         elif not name.endswith("_scales") and ".experts.0." not in name:
             state[name] = tensor.float()
@@ -321,7 +321,7 @@ def make_fixture(name, config, prompt_length, stacked):
 
     seed, (stored, outputs) = first_suitable(make)
     write_model(FIXTURES / name, config, stored)
-    # Only gpt-oss has windows, and its config means what it says.
+    # Only gpt-oss has windows, and its config states the number of keys correctly.
     window_keys = config["sliding_window"] or 0
     write_tensors(FIXTURES / name / "expected.safetensors", outputs, window_keys=str(window_keys))
     report(FIXTURES / name, seed, outputs["logits"].std())

@@ -52,7 +52,7 @@ from reference import TWIN_AGREEMENT, Twin, apart, expected, first_suitable, tra
 
 # name -> (config, prompt length, window_keys, shards)
 PLAIN = {
-    # A KV head per query head. The only fixture whose file is float32.
+    # A KV head for each query head. This is the only fixture whose file is float32.
     "plain_f32": (
         hub_config(
             [0, 1, 1],
@@ -63,14 +63,14 @@ PLAIN = {
         ),
         *(40, 8, 1),
     ),
-    # V2-Flash's proportions: window layers have twice the KV heads of global ones. 12 keys are no
-    # power of two.
+    # V2-Flash's proportions: window layers have twice the KV heads of global ones. 12 keys are not
+    # a power of two.
     "plain_gqa4": (
         hub_config([0, 1, 0], swa_num_key_value_heads=2, sliding_window=12, intermediate_size=32),
         *(48, 12, 1),
     ),
-    # Pro's groups of 16, base and value scale. 8 * 0.8 is 6.4: the count of rotary dims is cut,
-    # here to 6.
+    # Pro's groups of 16, base and value scale. 8 * 0.8 is 6.4: the number of rotary dims is rounded
+    # down, here to 6.
     "plain_gqa16": (
         hub_config(
             [0, 1, 1],
@@ -83,8 +83,8 @@ PLAIN = {
         ),
         *(40, 8, 1),
     ),
-    # Two shards, more than ten experts, three of them chosen, and one key more than the config's
-    # number.
+    # Two shards, more than ten experts of which three are chosen, and one key more than the
+    # config's number.
     "plain_sharded": (
         hub_config(
             [0, 1, 1, 0],
@@ -99,8 +99,8 @@ PLAIN = {
 }
 
 QUANTISED = {
-    # V2.5-Pro with FP4 experts, small. 8 KV heads load on 1, 2, 4 or 8 ranks. A qkv chunk has 136
-    # rows, so the last 8 rows of V are alone under the chunk's second scale row; at 8 ranks a
+    # A small V2.5-Pro with FP4 experts. Its 8 KV heads load on 1, 2, 4 or 8 ranks. A qkv chunk has
+    # 136 rows, so the last 8 rows of V are alone under the chunk's second scale row; on 8 ranks, a
     # rank's 64 columns of the dense down_proj are half a tile.
     "fp4_pro": (
         fused_config(
@@ -119,8 +119,8 @@ QUANTISED = {
         ),
         *(40, 8, 1),
     ),
-    # V2.5's proportions: window layers have twice the KV heads of global ones and as many chunks.
-    # A chunk has 200 rows or, with a window, exactly two tiles of them. At 8 ranks two share a
+    # V2.5's proportions: window layers have twice the KV heads of global ones and as many chunks. A
+    # chunk has 200 rows or, with a window, exactly two tiles of them. On 8 ranks, two share a
     # global KV head, and a rank's 20 columns of an expert's down_proj lie in two tiles.
     "fp8_v25": (
         fused_config(
@@ -236,7 +236,8 @@ def self_check(directory):
     assert as_written < TWIN_AGREEMENT
     plain = "quantization_config" not in config
     if plain and config["swa_num_key_value_heads"] == 2 * config["num_key_value_heads"]:
-        # The one shape transformers can load by itself: its loader must agree about every name.
+        # The only shape that transformers can load by itself: its loader must agree about every
+        # name.
         model, info = MiMoV2FlashForCausalLM.from_pretrained(
             directory,
             config=transformers_config(config, window_keys),

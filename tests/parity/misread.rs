@@ -1,4 +1,4 @@
-//! Ways to read a checkpoint wrongly, for the traps.
+//! Ways to read a checkpoint wrongly, for `traps.rs`.
 
 use kilotok_model::LayerWeight::{self, InputNorm, Key, Output, PostNorm, Qkv, Query, Sinks};
 use kilotok_model::{
@@ -7,7 +7,7 @@ use kilotok_model::{
 };
 use kilotok_weights::{Checkpoint, Tensor, TensorData, WeightError, WeightSource};
 
-/// A checkpoint that is read in its own way, by one rank.
+/// A checkpoint that one rank reads in a particular way.
 pub(crate) struct Misread<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
     pub(crate) read: Read,
@@ -15,7 +15,7 @@ pub(crate) struct Misread<'a> {
 
 pub(crate) type Read = fn(&Reading<'_>) -> Tensor;
 
-/// A weight that is wanted.
+/// The reading of a weight.
 pub(crate) struct Reading<'a> {
     checkpoint: &'a Checkpoint,
     decl: &'a WeightDecl,
@@ -28,7 +28,7 @@ impl WeightSource for Misread<'_> {
     }
 
     fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError> {
-        // A mistake may read what is not there.
+        // A mistake may ask for a weight that does not exist.
         Ok(self.checkpoint.dtype(decl).unwrap_or(Dtype::F32))
     }
 }
@@ -41,7 +41,7 @@ impl Reading<'_> {
         }
     }
 
-    /// Of the target's layer that it belongs to.
+    /// The attention of the target's layer to which the weight belongs.
     fn attention(&self) -> Option<&AttentionSpec> {
         match self.decl.id {
             WeightId::Layer(Part::Target, layer, _) => {
@@ -51,26 +51,26 @@ impl Reading<'_> {
         }
     }
 
-    /// All of another weight.
+    /// All of another weight, as stored.
     fn other(&self, id: WeightId) -> Tensor {
         let decls = declare(self.checkpoint.spec());
         let decl = decls.iter().find(|decl| decl.id == id).unwrap();
         self.checkpoint.read(decl, &decl.slice(Ranks::ALONE)).unwrap()
     }
 
-    /// Other rows of the same weight.
+    /// Other rows of the same weight, as stored.
     fn rows(&self, rows: impl Iterator<Item = usize>) -> Tensor {
         let slice = Slice { rows: rows.map(|row| row..row + 1).collect(), ..self.slice.clone() };
         self.checkpoint.read(self.decl, &slice).unwrap()
     }
 }
 
-/// The right way.
+/// Reads correctly.
 pub(crate) fn stored(reading: &Reading<'_>) -> Tensor {
     reading.checkpoint.read(reading.decl, reading.slice).unwrap()
 }
 
-/// Some weights times a factor.
+/// Multiplies some weights by a factor.
 pub(crate) fn scaled(reading: &Reading<'_>, factors: &[(LayerWeight, f32)]) -> Tensor {
     let factor = factors.iter().find(|(weight, _)| Some(*weight) == reading.weight());
     match factor {
@@ -88,7 +88,7 @@ pub(crate) fn norms_plus_one(reading: &Reading<'_>) -> Tensor {
     }
 }
 
-/// A sink of zero wherever the file has none.
+/// A sink of zero in layers for which the file has none.
 pub(crate) fn sinks_or_zeros(reading: &Reading<'_>) -> Tensor {
     match (reading.weight(), reading.attention()) {
         (Some(Sinks), Some(attention)) if !attention.sinks => {
@@ -99,7 +99,7 @@ pub(crate) fn sinks_or_zeros(reading: &Reading<'_>) -> Tensor {
     }
 }
 
-/// Each sink as large a share as two of it.
+/// Gives each sink the share of two such sinks.
 pub(crate) fn sinks_twice(reading: &Reading<'_>) -> Tensor {
     match reading.weight() {
         Some(Sinks) => changed(&stored(reading), |value| value + std::f32::consts::LN_2),
@@ -107,7 +107,7 @@ pub(crate) fn sinks_twice(reading: &Reading<'_>) -> Tensor {
     }
 }
 
-/// Dims 2 i and 2 i + 1 of queries and keys where the rotation pairs i and i + half.
+/// Swaps dims as if the rotation paired 2 i and 2 i + 1 instead of i and i + half.
 pub(crate) fn neighbours_paired(reading: &Reading<'_>) -> Tensor {
     let stored = stored(reading);
     let (Some(Query | Key | Qkv), Some(attention)) = (reading.weight(), reading.attention()) else {
@@ -123,7 +123,7 @@ pub(crate) fn neighbours_paired(reading: &Reading<'_>) -> Tensor {
     })
 }
 
-/// Scores over the root of a value's width, not a key's.
+/// Divides scores by the root of a value's width instead of a key's.
 pub(crate) fn scored_by_v_dim(reading: &Reading<'_>) -> Tensor {
     match (reading.weight(), reading.attention()) {
         (Some(Query), Some(AttentionSpec { qk_dim, v_dim, .. })) => {
@@ -134,7 +134,7 @@ pub(crate) fn scored_by_v_dim(reading: &Reading<'_>) -> Tensor {
     }
 }
 
-/// Query heads in an order that gives head j the K/V head j % `kv_heads`.
+/// Orders query heads so that head j uses the K/V head j % `kv_heads`.
 pub(crate) fn heads_in_turn(reading: &Reading<'_>) -> Tensor {
     let stored = stored(reading);
     let (Some(weight), Some(attention)) = (reading.weight(), reading.attention()) else {
@@ -155,7 +155,7 @@ pub(crate) fn heads_in_turn(reading: &Reading<'_>) -> Tensor {
     }
 }
 
-/// The n-th expert of a file that sorts them by name: 0, 1, 10, 11, 2.
+/// Takes experts in the order of their names: 0, 1, 10, 11, 2.
 pub(crate) fn experts_by_name(reading: &Reading<'_>) -> Tensor {
     let WeightId::Expert(layer, expert, weight) = reading.decl.id else { return stored(reading) };
     let ids = declare(reading.checkpoint.spec()).into_iter().map(|decl| decl.id);
@@ -170,7 +170,7 @@ pub(crate) fn experts_by_name(reading: &Reading<'_>) -> Tensor {
     reading.other(WeightId::Expert(layer, experts[expert], weight))
 }
 
-/// All query heads, then all key heads, then all value heads.
+/// Reads all query heads, then all key heads, then all value heads.
 pub(crate) fn as_one_chunk(reading: &Reading<'_>) -> Tensor {
     let mut decl = reading.decl.clone();
     if let Shard::Qkv { chunks, .. } = &mut decl.shard {
@@ -179,7 +179,7 @@ pub(crate) fn as_one_chunk(reading: &Reading<'_>) -> Tensor {
     reading.rows(decl.slice(Ranks::ALONE).rows.into_iter().flatten())
 }
 
-/// A chunk per K/V head of the layer, where window layers have more of them.
+/// Assumes a chunk for each K/V head of the layer; window layers have more of them than chunks.
 pub(crate) fn chunks_by_own_heads(reading: &Reading<'_>) -> Tensor {
     let mut decl = reading.decl.clone();
     if let Shard::Qkv { chunks, kv_heads, .. } = &mut decl.shard {
@@ -188,7 +188,7 @@ pub(crate) fn chunks_by_own_heads(reading: &Reading<'_>) -> Tensor {
     reading.rows(decl.slice(Ranks::ALONE).rows.into_iter().flatten())
 }
 
-/// Row r of the whole fused matrix under scale row r / 128.
+/// Scales row r of the whole fused matrix by scale row r / 128.
 pub(crate) fn scale_rows_run_on(reading: &Reading<'_>) -> Tensor {
     let mut stored = stored(reading);
     let (Some(Qkv), TensorData::Fp8 { scales, .. }) = (reading.weight(), &mut stored.data) else {
@@ -206,7 +206,7 @@ pub(crate) fn scale_rows_run_on(reading: &Reading<'_>) -> Tensor {
     stored
 }
 
-/// `weight_scale_inv` taken by its name.
+/// Takes the name `weight_scale_inv` literally, and divides by the scale.
 pub(crate) fn scales_divide(reading: &Reading<'_>) -> Tensor {
     let mut stored = stored(reading);
     if let TensorData::Fp8 { scales, .. } = &mut stored.data {
@@ -217,7 +217,7 @@ pub(crate) fn scales_divide(reading: &Reading<'_>) -> Tensor {
     stored
 }
 
-/// Of each row's scales the next one along.
+/// Takes the next scale along each row.
 pub(crate) fn scale_of_next_tile(reading: &Reading<'_>) -> Tensor {
     let mut stored = stored(reading);
     if let TensorData::Fp8 { scales, .. } = &mut stored.data {
@@ -228,7 +228,7 @@ pub(crate) fn scale_of_next_tile(reading: &Reading<'_>) -> Tensor {
     stored
 }
 
-/// The even column in the high nibble.
+/// Takes the even column from the high nibble.
 pub(crate) fn nibbles_swapped(reading: &Reading<'_>) -> Tensor {
     let mut stored = stored(reading);
     if let TensorData::Mxfp4 { codes, .. } = &mut stored.data {
@@ -239,7 +239,7 @@ pub(crate) fn nibbles_swapped(reading: &Reading<'_>) -> Tensor {
     stored
 }
 
-/// Of each row's scales the next one along.
+/// Takes the next scale along each row.
 pub(crate) fn scale_of_next_group(reading: &Reading<'_>) -> Tensor {
     let mut stored = stored(reading);
     if let TensorData::Mxfp4 { scales, .. } = &mut stored.data {
@@ -269,7 +269,7 @@ pub(crate) fn norm_of_target(reading: &Reading<'_>) -> Tensor {
     }
 }
 
-/// A drafter whose biases are left out.
+/// Leaves the drafter's biases out.
 pub(crate) fn drafter_unbiased(reading: &Reading<'_>) -> Tensor {
     let is_bias = reading.decl.name.rsplit('.').next() == Some("bias");
     if reading.decl.part == Part::Drafter && is_bias {
@@ -279,13 +279,13 @@ pub(crate) fn drafter_unbiased(reading: &Reading<'_>) -> Tensor {
     }
 }
 
-/// Every value changed.
+/// Changes every value.
 fn changed(tensor: &Tensor, change: impl Fn(f32) -> f32) -> Tensor {
     let values = values(tensor).into_iter().map(change).collect();
     Tensor { data: TensorData::F32(values), ..*tensor }
 }
 
-/// At each row and column the value from somewhere else.
+/// Takes the value at each row and column from another place.
 fn picked(tensor: &Tensor, from: impl Fn(usize, usize) -> (usize, usize)) -> Tensor {
     let (values, cols) = (values(tensor), tensor.cols);
     let at = |place: usize| {

@@ -1,5 +1,5 @@
-//! Weights so large that numbers overflow: wherever it happens, the row ends in a fault, never in a
-//! token.
+//! Weights so large that numbers overflow: wherever that happens, the row must end with a fault,
+//! never with a token.
 
 use kilotok_engine::RowFault;
 use kilotok_model::LayerWeight::{self, Down, Gate, InputNorm, Key, Output, Query, Up, Value};
@@ -7,7 +7,7 @@ use kilotok_model::LayerWeight::{self, Down, Gate, InputNorm, Key, Output, Query
 use crate::fixture::{Fixture, Sequence, given};
 use crate::misread::{Misread, Read, scaled};
 
-/// Times this, most numbers still fit F32, and no sum of their squares does.
+/// Multiplied by this, most numbers still fit F32, but no sum of their squares does.
 const LARGE: f32 = 1e30;
 
 const CASES: &[(&str, Read)] = &[

@@ -8,8 +8,8 @@ from checkpoint import kv_heads
 
 GREEDY_COUNT = 16
 
-# A fixture is kept only if nothing in it hangs by a thread: an engine that rounds to BF16 between
-# layers must still be able to choose the same tokens, and one that does not, the same experts.
+# A fixture is kept only if none of its choices is close: an engine that rounds to BF16 between
+# layers must still choose the same tokens, and one that does not must choose the same experts.
 LOGIT_GAP_MIN = 0.05
 ROUTE_GAP_MIN = 1e-3
 TWIN_AGREEMENT = 1e-4
@@ -92,8 +92,8 @@ class Twin:
         self.model = MiMoV2FlashForCausalLM(hf)
         hidden, state = config["hidden_size"], {}
         for layer, module in enumerate(self.model.model.layers):
-            # transformers gives window layers twice the KV heads of global ones, whatever the file
-            # says.
+            # transformers gives window layers twice the KV heads of global ones, whatever the
+            # config says.
             attention, kv = module.self_attn, kv_heads(config, layer)
             attention.k_proj = nn.Linear(hidden, kv * config["head_dim"], bias=False)
             attention.v_proj = nn.Linear(hidden, kv * config["v_head_dim"], bias=False)

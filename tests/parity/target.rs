@@ -1,4 +1,4 @@
-//! Hidden states after every layer, logits and greedy tokens, against transformers' float32.
+//! Compares hidden states after every layer, logits and greedy tokens with transformers' float32.
 
 use kilotok_model::{FeedForwardSpec, RouterDtype};
 
@@ -17,7 +17,7 @@ fn check(name: &str, rank_count: usize) {
     assert_eq!(chosen, greedy);
 }
 
-/// The worst of a sequence that has run the prompt.
+/// The largest error of a sequence that has run the prompt.
 pub(crate) fn worst(fixture: &Fixture, sequence: &Sequence) -> Worst {
     let spec = fixture.checkpoint.spec();
     let widths = (0..=spec.layers.len()).map(|index| (format!("hidden.{index}"), spec.hidden_size));
@@ -90,7 +90,7 @@ fn qwen3_moe_with_stacked_experts_and_yarn() {
     check("qwen3_stacked", 1);
 }
 
-/// The prompt is several windows long and goes beyond the positions that YaRN stretches.
+/// The prompt is several windows long and goes beyond the positions that YaRN was made for.
 #[test]
 fn gpt_oss_on_1_and_2_ranks() {
     for rank_count in [1, 2] {
@@ -98,7 +98,8 @@ fn gpt_oss_on_1_and_2_ranks() {
     }
 }
 
-/// Routers are stored in F32 or BF16, and what rounding one does to these models shows.
+/// Routers are stored in F32 or BF16; rounding an F32 one changes the results of these models
+/// visibly.
 #[test]
 fn a_router_in_bf16_is_another_router() {
     let fixture = Fixture::open("plain_f32");

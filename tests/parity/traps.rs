@@ -1,8 +1,8 @@
-//! Mistakes that leave an engine running and its text wrong, each made on purpose: the fixtures
-//! must notice every one.
+//! Mistakes with which an engine runs but generates wrong text. Each is made on purpose, and the
+//! fixtures must detect every one.
 //!
-//! A mistake changes what is computed or what is read. Mistakes that neither can express are caught
-//! elsewhere:
+//! A mistake changes the computation or the reading of weights. Mistakes that cannot be expressed
+//! in either way are detected elsewhere:
 //! - the routing bias weighs the experts too: the router's tests in `crates/cpu`;
 //! - other activations, norms or scores, sinks that carry a value: every test of the target;
 //! - causal drafts, context under a layer's input norm, context of refused drafts, drafts for the
@@ -18,8 +18,8 @@ use crate::fixture::{Fixture, Sequence, TOLERANCE, given};
 use crate::misread::{self, Misread, Read};
 use crate::{draft, target};
 
-/// So far off that it would also show in an engine that rounds activations to BF16, which alone
-/// makes 1e-2.
+/// An error so large that it would be visible even in an engine that rounds activations to BF16,
+/// which by itself causes 1e-2.
 const NOTICED: f32 = 100.0 * TOLERANCE;
 
 const TARGETS: &[&str] =
@@ -27,20 +27,20 @@ const TARGETS: &[&str] =
 const QUANTISED: &[&str] = &["fp4_pro", "fp8_v25"];
 const FP4: &[&str] = &["fp4_pro"];
 const DRAFTERS: &[&str] = &["draft_a", "draft_b", "draft_fp4"];
-/// Fused, with more K/V heads on window layers than on the others.
+/// Fused projections, with more K/V heads in window layers than in the others.
 const MORE_KV_HEADS: &[&str] = &["fp8_v25"];
-/// Split projections, keys wider than values.
+/// Split projections, with keys wider than values.
 const SPLIT: &[&str] = &["plain_f32", "plain_gqa4", "plain_sharded"];
-/// Several K/V heads, each of several query heads.
+/// Several K/V heads, each with several query heads.
 const GROUPED: &[&str] = &["plain_gqa4", "plain_sharded", "fp4_pro", "fp8_v25"];
-/// Expert 10 comes before expert 2.
+/// Sorted as strings, expert 10 comes before expert 2.
 const STRING_ORDER: &[&str] = &["plain_sharded"];
-/// A drafter's window shorter than the prompt.
+/// The drafter's window is shorter than the prompt.
 const NARROW: &[&str] = &["draft_a", "draft_fp4"];
-/// No tap of the first layer.
+/// The first layer is not tapped.
 const LATE_TAPS: &[&str] = &["draft_a"];
 
-/// A mistake and the fixtures that must notice it.
+/// A mistake, and the fixtures that must detect it.
 pub(crate) struct Trap {
     name: &'static str,
     fixtures: &'static [&'static str],
@@ -164,7 +164,7 @@ pub(crate) fn spring(traps: &[Trap]) {
 }
 
 impl Trap {
-    /// The worst error of each fixture.
+    /// The largest error of each fixture.
     pub(crate) fn errors(&self) -> Vec<f32> {
         self.fixtures.iter().map(|fixture| self.error(&Fixture::open(fixture))).collect()
     }
@@ -185,7 +185,7 @@ impl Trap {
     }
 }
 
-// What is computed.
+// Mistakes in the computation.
 
 pub(crate) fn each(spec: &mut ModelSpec, change: fn(&mut AttentionSpec)) {
     spec.layers.iter_mut().for_each(|layer| change(&mut layer.attention));
@@ -214,7 +214,7 @@ pub(crate) fn widen(attention: &mut AttentionSpec, by: isize) {
 }
 
 fn swap_bases(spec: &mut ModelSpec) {
-    // The first layer sees everything, the second a window.
+    // The first layer has full attention, the second a window.
     let [full, window] = [0, 1].map(|layer| spec.layers[layer].attention.rope.base);
     for layer in &mut spec.layers {
         let base = &mut layer.attention.rope.base;

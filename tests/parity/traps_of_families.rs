@@ -1,9 +1,10 @@
-//! The same for Qwen3-MoE and gpt-oss: mistakes that people made with these models, or could.
+//! The same for Qwen3-MoE and gpt-oss: mistakes that implementations of these models made, or could
+//! make.
 //!
-//! Caught elsewhere:
-//! - gpt-oss's gate cut from below too, or its one not added to up: tests of the activation in
+//! Detected elsewhere:
+//! - gpt-oss's gate clipped from below too, or without adding one to up: tests of the activation in
 //!   `crates/cpu`, and the self-check of `make_families.py`;
-//! - YaRN read from one of the two fields that may hold it: tests of `crates/model`.
+//! - YaRN read from only one of the two fields that may hold it: tests of `crates/model`.
 
 use kilotok_model::LayerWeight::{
     DownBias, GateBias, KeyBias, OutputBias, QueryBias, RouterBias, UpBias, ValueBias,
@@ -116,7 +117,7 @@ fn yarn(spec: &mut ModelSpec, change: fn(&mut Yarn)) {
 }
 
 fn swap_reaches(spec: &mut ModelSpec) {
-    // The first layer sees a window, the second everything.
+    // The first layer has a window, the second full attention.
     let [window, full] = [0, 1].map(|layer: usize| spec.layers[layer].attention.reach);
     for layer in &mut spec.layers {
         let reach = &mut layer.attention.reach;

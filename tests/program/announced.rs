@@ -1,4 +1,4 @@
-//! What a server reports about itself: on its page, and where it starts.
+//! What a server announces about itself: on its page, and at its start.
 
 use super::{CHAT, Server, kilotok, model, serving};
 

@@ -1,5 +1,5 @@
 //! Folders that can be served: a toy, and a tokenizer whose tokens are the 256 bytes and a few
-//! marks.
+//! special tokens.
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +26,7 @@ const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role
     {{ message.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// To be served with dummy weights: the vocabulary is the tokenizer's.
+/// Writes a folder to be served with dummy weights: the vocabulary size is the tokenizer's.
 pub(crate) fn write(folder: &Path) {
     Toy::flash().write(folder, Files::One).unwrap();
     for file in ["config.json", "dflash/config.json"] {
@@ -40,7 +40,7 @@ pub(crate) fn write(folder: &Path) {
     write_text(folder);
 }
 
-/// A toy of at least [`VOCAB_SIZE`] tokens with its weights.
+/// Writes a toy of at least [`VOCAB_SIZE`] tokens with its weights.
 pub(crate) fn write_toy(folder: &Path, toy: &Toy) {
     toy.write(folder, Files::Sharded(2)).unwrap();
     write_text(folder);

@@ -1,4 +1,4 @@
-//! Checkpoints of every family in the published layout, checked and served with their weights.
+//! Checkpoints of every family in the published layout are checked, and served with their weights.
 
 use std::fs;
 
@@ -53,7 +53,7 @@ fn a_drafter_can_be_in_another_folder() {
     let answer = server.request(COMPLETIONS, r#"{"prompt": "ab", "max_tokens": 4}"#);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 
-    // Errors name the drafter's files, and a drafter that is not there.
+    // Errors name the drafter's files, and a missing drafter.
     fs::remove_file(format!("{drafter}/config.json")).unwrap();
     for (named, wanted) in [(drafter, "drafter/config.json"), ("/none", "no folder /none")] {
         let refused = run(&["check", model, "--drafter", named]);

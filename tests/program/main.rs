@@ -1,5 +1,5 @@
-//! The program as its users run it: it serves a small model of dummy weights, and is chatted with,
-//! measured, checked for health, and stopped. Then everything that can be typed wrongly.
+//! The program as users run it: it serves a small model with dummy weights, and other commands chat
+//! with it, measure it, check its health and stop it. Then come all kinds of invalid arguments.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -21,14 +21,14 @@ use serde_json::Value;
 const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json";
 const COMPLETIONS: &str = "POST /v1/completions HTTP/1.1\r\nContent-Type: application/json";
 
-/// One checkpoint for all tests.
+/// The checkpoint that all tests share.
 static MODEL: LazyLock<String> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("toy");
     checkpoint::write(&folder);
     folder.to_str().unwrap().to_owned()
 });
 
-/// The program, with no setting of this machine's environment.
+/// The program, without settings from this machine's environment.
 fn kilotok(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kilotok"));
     for name in [
@@ -57,7 +57,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Runs what must fail, and gives what it said.
+/// Runs a command that must fail, and returns its output.
 fn refused(args: &[&str]) -> String {
     let output = run(args);
     assert!(!output.status.success(), "{args:?}: {}", text(&output.stdout));
@@ -78,11 +78,11 @@ fn serving(model: &str, more: &[&str]) -> Command {
     command
 }
 
-/// A server that has said where it listens.
+/// A server that has announced its address.
 struct Server {
     child: Child,
     url: String,
-    /// All that it said until then.
+    /// Its output until then.
     said: String,
 }
 
@@ -118,14 +118,14 @@ impl Server {
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     }
 
-    /// Sends a request by hand and reads to the end.
+    /// Sends a raw request and reads the answer to its end.
     fn request(&self, head: &str, body: &str) -> String {
         let mut answer = Vec::new();
         self.send(head, body).read_to_end(&mut answer).unwrap();
         text(&answer)
     }
 
-    /// The same of a server that may have gone: None if it did not begin an answer.
+    /// The same for a server that may have stopped: `None` if it did not begin an answer.
     fn request_if_there(&self, head: &str, body: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.url.strip_prefix("http://").unwrap()).ok()?;
         let length = body.len();
@@ -166,7 +166,7 @@ fn a_server_says_what_it_does_and_the_line_it_gives_works() {
     for part in ["model", "engine", "memory", "weights", "pages, full", "512 tokens"] {
         assert!(server.said.contains(part), "{part}:\n{}", server.said);
     }
-    // As asked for: a processor takes steps of any length.
+    // Chunks have the requested length, because a processor takes steps of any length.
     for part in ["2 to one request", "100000 prompt tokens or 35 ms"] {
         assert!(server.said.contains(part), "{part}:\n{}", server.said);
     }
@@ -190,7 +190,7 @@ fn a_server_says_what_it_does_and_the_line_it_gives_works() {
     assert!(refused(&["health", "--url", &server.url]).contains("cannot be reached"));
 }
 
-/// Where every write fails, as on a full disk.
+/// An output on which every write fails, as on a full disk.
 fn full() -> Stdio {
     fs::File::options().write(true).open("/dev/full").unwrap().into()
 }
@@ -206,7 +206,7 @@ fn a_log_that_cannot_be_written_costs_no_reply() {
     }
     server.signal("-TERM");
     assert!(server.child.wait().unwrap().success(), "a drain is no failure");
-    // A failure to write an error is not another error.
+    // Failing to print an error must not be a second error.
     let status = kilotok(&["check", "/nope"]).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(1));
 }
@@ -236,7 +236,7 @@ fn keys_of_the_environment_are_one_or_several() {
     let keys = ("KILOTOK_API_KEY", "k1, k2");
     let server = Server::spawn(serving(model(), &[]).env(keys.0, keys.1));
     let curl = server.said.lines().last().unwrap();
-    // As a shell sees it, which puts the key in.
+    // As a shell would run it, with the key substituted.
     let shown = curl.replacen("curl -N", "printf '%s\\n'", 1);
     let words = Command::new("sh").args(["-c", &shown]).env(keys.0, keys.1).output().unwrap();
     let words = text(&words.stdout);
@@ -249,7 +249,7 @@ fn keys_of_the_environment_are_one_or_several() {
     assert!(!output.status.success() && said.contains("has no key in it"), "{said}");
 }
 
-/// Like the shapes in benches/models, which have no tokenizer.
+/// Like the models in benches/models, which have no tokenizer.
 #[test]
 fn a_config_alone_is_served() {
     let folder = tempfile::tempdir().unwrap();
@@ -279,7 +279,7 @@ fn a_reply_that_runs_is_finished_after_sigterm() {
     let body = r#"{"prompt": "a", "max_tokens": 48, "ignore_eos": true, "stream": true}"#;
     let mut stream = server.send(COMPLETIONS, body);
     let mut answer = vec![0; 1];
-    // The first byte of the answer: it was let in.
+    // Once the first byte of the answer is there, the request was admitted.
     stream.read_exact(&mut answer).unwrap();
     server.signal("-TERM");
     stream.read_to_end(&mut answer).unwrap();
@@ -298,7 +298,8 @@ fn sigterm_under_load_loses_no_reply_that_was_let_in() {
         for _ in 0..CLIENTS {
             scope.spawn(|| {
                 let body = r#"{"prompt": "a", "max_tokens": 24, "ignore_eos": true}"#;
-                // Until it no longer answers. What has begun to be an answer must be one.
+                // Repeats until the server no longer answers. Every answer that it begins must be
+                // complete.
                 while let Some(answer) = server.request_if_there(COMPLETIONS, body) {
                     let refused = answer.starts_with("HTTP/1.1 503");
                     let complete = answer.contains("\"completion_tokens\":24");
@@ -317,14 +318,14 @@ fn sigterm_under_load_loses_no_reply_that_was_let_in() {
 
 #[test]
 fn a_second_signal_ends_what_runs() {
-    // A reply so long that it is not complete before the second signal.
+    // The reply is so long that it is incomplete at the second signal.
     let mut server = Server::start(&["--context-max", "4096"]);
     let body = r#"{"prompt": "a", "max_tokens": 4000, "ignore_eos": true, "stream": true}"#;
     let mut stream = server.send(COMPLETIONS, body);
     let mut answer = vec![0; 1];
     stream.read_exact(&mut answer).unwrap();
     server.signal("-TERM");
-    // The first is known to have come when new requests are refused.
+    // Once new requests are refused, the first signal has arrived.
     let short = r#"{"prompt": "a", "max_tokens": 1}"#;
     while server.request(COMPLETIONS, short).starts_with("HTTP/1.1 200") {}
     server.signal("-INT");
@@ -362,7 +363,7 @@ fn a_server_is_chatted_with_and_measured() {
     assert_eq!((&result["completed"], &result["failed"]), (&6.into(), &0.into()));
     assert_eq!(result["total_output_tokens"], 54);
     for length in result["input_lens"].as_array().unwrap() {
-        // A word has one to ten bytes here, and every byte is a token.
+        // Words have one to ten bytes here, and every byte is a token.
         assert!((40..=90).contains(&length.as_u64().unwrap()), "{length}");
     }
     assert!(result["mean_ttft_ms"].as_f64().unwrap() > 0.0);
@@ -449,7 +450,7 @@ fn rounds_are_measured_without_requests() {
     let more = ["bench", "--engine", model(), "--load-format", "dummy", "--rounds", "1"];
     let said = refused(&[&more[..], &["--context", "40", "--draft-len", "60000"]].concat());
     assert!(said.contains("--draft-len is 60000"), "{said}");
-    // And nothing is measured first that would be lost.
+    // The error comes before any measurement, whose results would be lost.
     let said = refused(&[&more[..], &["--context", "40", "--draft-len", "0,60000"]].concat());
     assert!(said.contains("--draft-len is 60000") && !said.contains("loading"), "{said}");
     let nowhere = folder.path().join("none/rounds.json");
@@ -457,7 +458,7 @@ fn rounds_are_measured_without_requests() {
     assert!(said.contains("none/rounds.json") && !said.contains("loading"), "{said}");
     let said = refused(&[&more[..], &["--context", "40", "--assume-acceptance", "99"]].concat());
     assert!(said.contains("bring at most"), "{said}");
-    // Options that only requests have are refused, not ignored.
+    // Options that only apply to requests are refused, not ignored.
     let said = refused(&[&more[..], &["--phases", "--engine-kind", "cpu"]].concat());
     assert!(said.contains("--phases: only kernels on GPUs tell how long"), "{said}");
     let said = refused(&["bench", "--engine", model(), "--phases"]);
@@ -490,7 +491,7 @@ fn what_is_typed_wrongly_is_said_before_anything_is_loaded() {
             &["--host", "nowhere.invalid", "--port", "0"],
             "cannot listen on nowhere.invalid:0 (--host is an address",
         ),
-        // Brackets are of URLs, around IPv6.
+        // Brackets as in URLs are removed.
         (&["--host", "[127.0.0.1]", "--port", &*port], "cannot listen on 127.0.0.1:"),
         (&["--ranks", "3"], "1, 2, 4 or 8"),
         (&["--slots", "0"], "--slots is 0"),
@@ -595,6 +596,6 @@ fn the_example_of_a_config_is_one() {
     }
     let said =
         refused(&["serve", model(), "--config", example, "--load-format", "dummy", "--ranks", "3"]);
-    // All of the file was read, and the flag was looked at.
+    // The whole file was read, and the flag was checked.
     assert!(said.contains("--ranks is 3"), "{said}");
 }

@@ -1,5 +1,5 @@
-//! A server under the conditions of real machines: its output is not read, files are few, web pages
-//! call it by their names, and it is stopped while requests arrive.
+//! A server under the conditions of real machines: nothing reads its output, few files may be open,
+//! web pages call it by their own names, and it is stopped while requests arrive.
 
 use std::fs;
 use std::io::{Read, Write, pipe};
@@ -10,7 +10,7 @@ use super::{COMPLETIONS, Server, kilotok, model, serving, text};
 
 const SHORT: &str = r#"{"prompt": "a", "max_tokens": 1}"#;
 
-/// A server started by a shell, which limits it first.
+/// A server that is started by a shell, which sets a limit first.
 fn limited(limit: &str, plain: &Command) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")]);
@@ -25,11 +25,11 @@ fn limited(limit: &str, plain: &Command) -> Command {
     command
 }
 
-/// With its defaults, which many users share.
+/// With the default settings, which many users have.
 #[test]
 fn the_demo_model_needs_no_more_memory_than_it_may_have() {
     let demo = kilotok(&["serve", "demo", "--engine", "cpu", "--port", "0"]);
-    // The allocator's arenas take addresses for each core, and no memory.
+    // The allocator's arenas reserve addresses for each core, but no memory.
     let mut command = limited("-v 4194304", &demo);
     let mut server = Server::spawn(command.env("MALLOC_ARENA_MAX", "2"));
     assert!(server.request(COMPLETIONS, SHORT).starts_with("HTTP/1.1 200"));
@@ -46,12 +46,12 @@ fn ask(server: &Server, host: &str) -> String {
     text(&answer)
 }
 
-/// A pipe that is full from the first line on, and is not read.
+/// A pipe that is full from the first line on, and that is never read.
 #[test]
 fn a_log_that_is_not_read_stops_nothing() {
     let (_unread, mut full) = pipe().unwrap();
     let log = full.try_clone().unwrap();
-    // It ends when the other end is gone.
+    // The thread ends when the pipe's other end is closed.
     thread::spawn(move || full.write_all(&vec![b'x'; 1 << 24]));
     let mut command = serving(model(), &[]);
     let mut server = Server::spawn(command.env("KILOTOK_LOG", "trace").stderr(log));
@@ -60,7 +60,7 @@ fn a_log_that_is_not_read_stops_nothing() {
         let line = metrics.lines().find(|line| line.starts_with("kilotok:log_lines_lost_total"));
         line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
     };
-    // More than the buffer of lines holds.
+    // More lines than the buffer holds.
     while lost() == 0 {
         let answer = server.request(COMPLETIONS, SHORT);
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -116,11 +116,11 @@ fn a_server_without_descriptors_says_so_and_goes_on() {
     assert!(line.is_some_and(|line| !line.ends_with(" 0")), "{line:?}");
 }
 
-/// Where the system has no further thread, work waits for this one instead of failing.
+/// If the system has no further thread, work waits for this one instead of failing.
 #[test]
 fn a_thread_for_blocking_work_is_there_from_the_start() {
     let mut server = Server::spawn(&mut serving(model(), &[]));
-    // It is ready a moment before it handles requests.
+    // The server announces its address a moment before it handles requests.
     assert!(server.request("GET /version HTTP/1.1", "").starts_with("HTTP/1.1 200"));
     let tasks = fs::read_dir(format!("/proc/{}/task", server.child.id())).unwrap();
     let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());

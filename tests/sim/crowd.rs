@@ -1,5 +1,6 @@
-//! Long prompts and many users on an engine with two passes, whose steps take simulated time: how
-//! long users wait for their next tokens and prompts for their end, and that plans change no token.
+//! Long prompts and many users on an engine with two passes, with simulated step times: measures
+//! how long users wait for their next tokens and prompts for their first, and checks that plans
+//! change no token.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -10,13 +11,13 @@ use kilotok_engine::{Caps, Engine, PageGroup, PageKind, SlotSetup, StepOutput};
 use kilotok_sched::{Limits, RequestId, Scheduler, Submission};
 use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 
-/// First number of tokens of the wide pass.
+/// Smallest number of tokens with which a step takes the wide pass.
 const WIDE_FROM: u32 = 65;
 const STEP_US_MAX: u32 = 35_000;
-/// How much longer than planned a step may take, as the cost of a step is an estimate.
+/// How much longer than planned a step may take, since the planned cost is an estimate.
 const LATE_MAX: f64 = 1.05;
 
-/// Slots for a crowd, with pages for all of its tokens.
+/// Slots for many users, with pages for all of their tokens.
 fn caps(token_max: u32, wide_from: Option<u32>) -> Caps {
     let group = |kind, page_count, window| PageGroup {
         kind,
@@ -56,7 +57,8 @@ struct Speed {
     wide: (u32, f64),
 }
 
-/// One rank's eighth of MiMo-V2.5-Pro on an H200, as measured and as it is meant to become.
+/// One rank's eighth of MiMo-V2.5-Pro on an H200: as measured, and below, as it is intended to
+/// become.
 const MEASURED: Speed = Speed { narrow: (4000, 190.0), wide: (31_000, 40.0) };
 const MEANT: Speed = Speed { narrow: (3100, 250.0), wide: (18_000, 26.0) };
 
@@ -68,7 +70,7 @@ impl Speed {
     }
 }
 
-/// A prompt of its own for each user, without drafts, so that every step brings one token.
+/// A request with its own prompt, without drafts, so that every step produces one token.
 fn asked(user: u32, prompt_count: u32, reply_count: u32) -> Submission {
     let token = |index: u32| (index * 7 + index / 256 * 3 + user * 31) % 256;
     let setup = SlotSetup::new(Sampling::GREEDY, 0);
@@ -77,14 +79,14 @@ fn asked(user: u32, prompt_count: u32, reply_count: u32) -> Submission {
     asked
 }
 
-/// A user's view of a reply.
+/// A reply as its user sees it.
 #[derive(Default)]
 struct Reply {
     tokens: Vec<TokenId>,
     joined_us: u64,
     first_us: u64,
     last_us: u64,
-    /// Waits between tokens.
+    /// Times between tokens.
     gaps_us: Vec<u64>,
 }
 
@@ -94,7 +96,7 @@ struct Simulation {
     sched: Scheduler,
     now_us: u64,
     step_count: u32,
-    /// Most prompts that were read in one step.
+    /// Most prompts that were computed in one step.
     prompts_max: usize,
     replies: BTreeMap<RequestId, Reply>,
 }
@@ -152,7 +154,7 @@ impl Simulation {
         true
     }
 
-    /// Until everything has ended and every page is free or cached.
+    /// Runs until all requests have ended; then every page must be free or cached.
     fn finish(&mut self) {
         while self.step() {
             if self.step_count.is_multiple_of(64) {
@@ -169,7 +171,7 @@ impl Simulation {
         self.replies.values().map(|reply| &reply.tokens[..]).collect()
     }
 
-    /// Waits for a next token that were longer than a step may take.
+    /// How many times a user waited longer for the next token than a step may take.
     fn late_count(&self, users: &[RequestId], us_max: u32) -> usize {
         let most = (f64::from(us_max) * LATE_MAX) as u64;
         let gaps = users.iter().flat_map(|id| &self.replies[id].gaps_us);
@@ -177,7 +179,7 @@ impl Simulation {
     }
 }
 
-/// Users who come together, after the first of them: their output tokens in a second.
+/// Output tokens per second of users who all come together after the first of them has come.
 fn crowd(simulation: &mut Simulation, users: u32, reply_count: u32) -> f64 {
     simulation.admit(asked(0, 512, reply_count));
     simulation.step();
@@ -229,8 +231,8 @@ fn prompts_alone_are_read_in_the_fewest_steps() {
     }
 }
 
-/// Eight users decode, and a prompt of 16,000 comes. Returns the simulation, the users, and how
-/// long the prompt took.
+/// Eight users decode when a prompt of 16,000 tokens arrives. Returns the simulation, the users,
+/// and how long the prompt took.
 fn long_beside_eight(
     speed: Speed,
     caps: Caps,
@@ -250,13 +252,14 @@ fn long_beside_eight(
 
 #[test]
 fn a_long_prompt_makes_no_token_of_others_late() {
-    // The wide pass where it fits the time of a step, and the narrow one where it does not.
+    // The wide pass is used if it fits the time of a step, otherwise the narrow one.
     for (speed, us_max, took_max_s) in
         [(MEASURED, 35_000, 7.0), (MEANT, 35_000, 1.5), (MEANT, 25_000, 4.0), (MEANT, 15_000, 12.0)]
     {
         let limits = Limits { step_us_max: us_max, ..limits() };
         let (simulation, users, took_us) = long_beside_eight(speed, wide(), limits);
-        // Two steps are not counted: the first of the wide pass, and one that shows the next cost.
+        // Two steps do not count: the first of the wide pass, and the one that shows the cost of
+        // the next.
         let late = simulation.late_count(&users, us_max);
         assert!(late <= 2 * users.len(), "{us_max}: {late} tokens are late");
         assert!(took_us as f64 / 1e6 < took_max_s, "{us_max}: the prompt took {took_us} us");
@@ -265,7 +268,7 @@ fn a_long_prompt_makes_no_token_of_others_late() {
     }
 }
 
-/// Eight users decode, and forty prompts come together.
+/// Eight users decode when forty prompts arrive together.
 fn many_beside_eight(limits: Limits) -> (Simulation, Vec<RequestId>) {
     let mut simulation = Simulation::new(MEASURED, wide(), limits);
     let users: Vec<_> = (0..8).map(|user| simulation.admit(asked(user, 100, 1000))).collect();
@@ -284,7 +287,7 @@ fn a_crowd_delays_tokens_of_others_unless_the_server_is_stall_free() {
     let (usual, users) = many_beside_eight(limits());
     assert!(usual.late_count(&users, STEP_US_MAX) > 2 * users.len(), "the prompts are preferred");
     let (stall_free, users) = many_beside_eight(Limits { stall_free: true, ..limits() });
-    // Two steps are not counted, as for one prompt.
+    // Two steps do not count, as for a single prompt.
     let late = stall_free.late_count(&users, STEP_US_MAX);
     assert!(late <= 2 * users.len(), "{late} tokens are late");
     let [last, usual_last] = [&stall_free, &usual]
@@ -297,7 +300,8 @@ fn a_crowd_delays_tokens_of_others_unless_the_server_is_stall_free() {
 fn a_prompt_is_read_even_where_no_step_is_short_enough() {
     let limits = Limits { step_us_max: 1, ..limits() };
     let (simulation, _, _) = long_beside_eight(MEASURED, wide(), limits);
-    // 50 steps before, then one chunk of `chunk_min` in each; after the users have ended, one.
+    // 50 steps come before; then each step has a chunk of `chunk_min`, and once the users have
+    // ended, larger ones.
     let chunk_steps = 16_000_u32.div_ceil(limits.chunk_min);
     assert!(simulation.step_count <= 50 + chunk_steps.max(3000), "{}", simulation.step_count);
 }

@@ -1,4 +1,4 @@
-//! Random choices that follow from a seed (`SplitMix64`).
+//! Random choices that are determined by a seed (`SplitMix64`).
 
 pub(super) struct Draw(u64);
 
@@ -14,12 +14,12 @@ impl Draw {
         x ^ (x >> 31)
     }
 
-    /// `low` to `high`, both possible.
+    /// A number from `low` to `high`, both included.
     pub(super) fn between(&mut self, low: u32, high: u32) -> u32 {
         low + (self.bits() % u64::from(high - low + 1)) as u32
     }
 
-    /// Once in `count` times.
+    /// True with a probability of one in `count`.
     pub(super) fn once_in(&mut self, count: u32) -> bool {
         self.between(1, count) == 1
     }

@@ -1,6 +1,6 @@
-//! Numbers that are not finite. A row that makes some leaves them in its pages, rows that read them
-//! leave more, and rows that then choose or score tokens fail. Later requests must not start from
-//! pages of failed ones.
+//! Numbers that are not finite. A row that produces them leaves them in its pages, rows that read
+//! those pages leave more, and rows that then choose or score tokens fail. Later requests must not
+//! start from pages of failed requests.
 
 use std::collections::BTreeSet;
 
@@ -11,15 +11,16 @@ type Pages = BTreeSet<(usize, PageId)>;
 
 #[derive(Default)]
 pub(super) struct Poison {
-    /// Pages with such numbers.
+    /// Pages that contain such numbers.
     pages: Pages,
-    /// Those that rows have failed with, and those of this step.
+    /// Pages of rows that failed in earlier steps; below, those of this step.
     known: Pages,
     failed: Pages,
 }
 
 impl Poison {
-    /// What the rows of a step do to their pages; `source` is one that goes wrong by itself.
+    /// Applies the effect of a step's rows on their pages. The row `source` produces such numbers
+    /// by itself.
     pub(super) fn spread(
         &mut self,
         caps: &Caps,
@@ -27,7 +28,7 @@ impl Poison {
         output: &mut StepOutput,
         source: Option<u32>,
     ) {
-        // The scheduler knows nothing of a step that was lost.
+        // The scheduler does not learn about the faults of a step that was lost.
         self.failed.clear();
         for (index, (row, out)) in (0..).zip(plan.rows.iter().zip(&mut output.rows)) {
             let bad = Some(index) == source || !read(caps, row).is_disjoint(&self.pages);
@@ -48,12 +49,12 @@ impl Poison {
         }
     }
 
-    /// The scheduler was told the step's faults.
+    /// Notes that the scheduler has learned about the step's faults.
     pub(super) fn is_known(&mut self) {
         self.known.append(&mut self.failed);
     }
 
-    /// Checks that no row starts from what a failed one has left.
+    /// Checks that no row starts from the pages of a failed one.
     pub(super) fn check(&self, caps: &Caps, plan: &StepPlan) -> Result<(), String> {
         let starting = plan.rows.iter().filter(|row| row.setup.is_some());
         for row in starting {
@@ -65,7 +66,7 @@ impl Poison {
     }
 }
 
-/// Pages with positions before the row's.
+/// Pages with positions before those of the row.
 fn read(caps: &Caps, row: &Row) -> Pages {
     let groups = caps.groups.iter().zip(&row.pages).enumerate();
     let pages = groups.flat_map(|(index, (group, run))| {
@@ -75,7 +76,7 @@ fn read(caps: &Caps, row: &Row) -> Pages {
     pages.collect()
 }
 
-/// Pages with positions of the row, and whether all that is in them is the row's.
+/// Pages with positions of the row, and whether all of a page's contents are the row's.
 fn written<'r>(caps: &'r Caps, row: &'r Row) -> impl Iterator<Item = ((usize, PageId), bool)> + 'r {
     let groups = caps.groups.iter().zip(&row.pages).enumerate();
     groups.flat_map(move |(index, (group, run))| {

@@ -1,5 +1,5 @@
-//! The workload of a seed: an engine's limits, the scheduler's, and requests with their events.
-//! Small numbers, so that every limit is met often.
+//! The workload of a seed: the limits of an engine and of the scheduler, and requests with their
+//! events. All numbers are small, so that every limit is met often.
 
 use std::ops::Range;
 
@@ -13,16 +13,16 @@ use crate::draw::Draw;
 
 pub(super) struct Workload {
     pub(super) caps: Caps,
-    /// Pages never run out.
+    /// Whether pages never run out.
     pub(super) ample: bool,
     pub(super) skill: DraftAccuracy,
     pub(super) limits: Limits,
     pub(super) jobs: Vec<Job>,
-    /// Jobs that are asked for together; each is in one of these.
+    /// Ranges of jobs that are submitted together. Every job is in one of them.
     pub(super) families: Vec<Range<usize>>,
     /// Steps whose output is lost, counted from 1.
     pub(super) failures: Vec<u64>,
-    /// Steps of which a row's numbers are not finite, counted from 1.
+    /// Steps in which the numbers of a row are not finite, counted from 1.
     pub(super) poisons: Vec<u64>,
 }
 
@@ -32,9 +32,9 @@ pub(super) struct Job {
     pub(super) asked: Submission,
     pub(super) joins: u32,
     pub(super) mask: Option<Mask>,
-    /// Steps until the host has masks.
+    /// Number of steps until the host has masks.
     pub(super) mask_delay: u32,
-    /// Cancelled in this step, and whether while that is in flight.
+    /// The step in which it is cancelled, and whether that happens while the step is in flight.
     pub(super) cancel: Option<(u32, bool)>,
     /// The host stops it when it has more tokens than this.
     pub(super) stop: Option<u32>,
@@ -76,7 +76,8 @@ impl Workload {
 
 fn caps(draw: &mut Draw, ample: bool) -> Caps {
     let drafter = !draw.once_in(4);
-    // Now and then only windows run out of pages, as requests that start with little text grow.
+    // Sometimes only window groups run out of pages, because requests that start with little text
+    // grow.
     let ample_but_windows = !ample && draw.once_in(4);
     let mut groups = Vec::new();
     for kind in [PageKind::Full, PageKind::Window, PageKind::Draft] {
@@ -90,7 +91,7 @@ fn caps(draw: &mut Draw, ample: bool) -> Caps {
         let scarce = match window {
             None => draw.between(20, 120) / page_tokens + 2,
             Some(keys) if ample_but_windows => draw.between(keys, 3 * keys) / page_tokens + 1,
-            // As few as a row of one token needs.
+            // As few pages as a row of one token needs.
             Some(keys) if draw.once_in(4) => (keys - 1).div_ceil(page_tokens) + 1,
             Some(keys) => draw.between(keys, 60) / page_tokens + 2,
         };
@@ -157,7 +158,7 @@ fn job(draw: &mut Draw, stems: &[Vec<TokenId>]) -> Job {
     };
     let mut setup = setup(draw);
     if draw.once_in(3) && setup.sampling.temperature == 0.0 {
-        // Greedy, so that the reply is the same.
+        // The request is greedy, so its reply must be the same.
         setup.verification = Verification::Rejection { draft_temperature: 1.0 };
     }
     let mut asked = Submission::new(prompt, setup, token_max);
@@ -178,7 +179,7 @@ fn job(draw: &mut Draw, stems: &[Vec<TokenId>]) -> Job {
     }
 }
 
-/// Another reply to a job's prompt; now and then, to another prompt.
+/// Another reply to a job's prompt, or sometimes to another prompt.
 fn copy(draw: &mut Draw, first: &Job, stems: &[Vec<TokenId>]) -> Job {
     let other = job(draw, stems);
     let mut asked = first.asked.clone();
@@ -208,7 +209,7 @@ fn setup(draw: &mut Draw) -> SlotSetup {
     SlotSetup { logit_bias, bad_words, end_tokens, ..SlotSetup::new(sampling, 0) }
 }
 
-/// [`some`], but no token at all after some texts.
+/// Like [`some`], but allows no token at all after some texts.
 fn fatal(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
     let sum = text.iter().sum::<TokenId>();
     if sum % 11 == 3 { vec![0; vocab_size.div_ceil(32) as usize] } else { some(text, vocab_size) }

@@ -1,4 +1,4 @@
-//! Runs a workload: a scheduler, a scripted engine whose K/V lives in the pages of the plans, and a
+//! Runs a workload: with a scheduler, a scripted engine whose K/V is in the plans' pages, and a
 //! host that makes masks, stops and cancels. All invariants are checked after every step.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use crate::draw::Draw;
 use crate::poison::Poison;
 use crate::workload::{Job, Workload};
 
-/// What a request got.
+/// The reply to a request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reply {
     pub(super) tokens: Vec<TokenId>,
@@ -21,7 +21,7 @@ pub(super) struct Reply {
     pub(super) end: Option<End>,
 }
 
-/// How it ended.
+/// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Finished(Finish),
@@ -30,7 +30,7 @@ pub(super) enum End {
     Refused,
 }
 
-/// Counts of events, to see that each kind happened.
+/// Counts of events, to check that each kind occurred.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     pub(super) steps: u64,
@@ -42,7 +42,7 @@ pub(super) struct Tally {
     pub(super) faults: u64,
     pub(super) refused: u64,
     pub(super) preempted: u64,
-    /// Requests that were preempted because windows had no page left.
+    /// Requests that were preempted because window groups had no page left.
     pub(super) window_preempted: u64,
     pub(super) hits: u64,
     pub(super) drafted: u64,
@@ -57,15 +57,15 @@ pub(super) struct World<'w> {
     draw: Draw,
     step: u32,
     replies: Vec<Reply>,
-    /// Families that are not admitted yet.
+    /// Families that have not been admitted yet.
     outside: Vec<usize>,
     inside: BTreeMap<RequestId, usize>,
-    /// Requests of admitted families that have not ended, in the order in which those came.
+    /// Requests of admitted families that have not ended, in the families' order of arrival.
     families: Vec<Vec<RequestId>>,
-    /// Requests that compute again what they lost when they were preempted.
+    /// Preempted requests that have not yet computed again what they lost.
     behind: BTreeSet<RequestId>,
     poison: Poison,
-    /// Drafts of requests that wait for masks, and the step in which these come.
+    /// Drafts of requests that wait for masks, and the step in which the masks arrive.
     unmasked: BTreeMap<RequestId, (u32, Vec<TokenId>)>,
     pub(super) tally: Tally,
     pub(super) plans: Vec<StepPlan>,
@@ -95,7 +95,7 @@ impl<'w> World<'w> {
         self.sched.context_max()
     }
 
-    /// Until everything has ended.
+    /// Runs until all requests have ended.
     pub(super) fn run(&mut self) -> Result<Vec<Reply>, String> {
         let bound = self.step_max();
         while !(self.outside.is_empty() && self.inside.is_empty()) {
@@ -113,8 +113,9 @@ impl<'w> World<'w> {
         Ok(std::mem::take(&mut self.replies))
     }
 
-    /// The first rank advances in each step in which its masks are there, and so does the next one
-    /// when it is gone. Preempted requests and failed steps are computed again.
+    /// Most steps that a run may take. The first request in rank advances in each step for which it
+    /// has masks, and so does the next one once the first has ended. Preempted requests and failed
+    /// steps are computed again.
     fn step_max(&self) -> u32 {
         let steps = |job: &Job| {
             let tokens = job.asked.prompt.len() as u32 + job.asked.token_max;
@@ -176,7 +177,7 @@ impl<'w> World<'w> {
         }
     }
 
-    /// Masks for the drafts that are allowed, and for the token after.
+    /// Provides masks for the drafts that are allowed, and for the token after them.
     fn provide_masks(&mut self) {
         let due = self.unmasked.extract_if(.., |_, (step, _)| *step <= self.step);
         for (id, (_, drafts)) in due {
@@ -230,7 +231,7 @@ impl<'w> World<'w> {
         }
         self.plans.push(plan.step);
         if self.workload.failures.contains(&self.tally.steps) {
-            // What the step did to slots and pages must not matter.
+            // The effects of a lost step on slots and pages must not matter.
             self.tally.failures += 1;
             self.sched.abandon().map_err(|misuse| misuse.to_string())?;
             return self.check();
@@ -245,16 +246,16 @@ impl<'w> World<'w> {
         advances.into_iter().try_for_each(|advance| self.take(advance))
     }
 
-    /// Whether the groups that hold all positions of a text have pages for all rows of the next
-    /// step, each of which secures one.
+    /// Whether the groups that hold all positions of a text have enough pages for the next step, in
+    /// which each running request may need one.
     fn whole_texts_fit(&self) -> bool {
         let stats = self.sched.stats();
         let mut whole = stats.groups.iter().filter(|usage| !usage.windowed);
         whole.all(|usage| usage.page_count - usage.used >= stats.running)
     }
 
-    /// How many requests have lost their place that are the first of their family: only for want of
-    /// pages, since they give way to no other reply.
+    /// How many of the requests that lost their slot are the first of their family. They can only
+    /// have lost it for lack of pages, because they give way to no other reply.
     fn lost_firsts(&self, before: &BTreeSet<RequestId>) -> u64 {
         let running: BTreeSet<_> = self.sched.running().collect();
         let lost = before.difference(&running).map(|id| self.inside[id]);
@@ -308,7 +309,8 @@ impl<'w> World<'w> {
         Ok(())
     }
 
-    /// No request starts before a lower rank that waits, or keeps a slot that a lower one loses.
+    /// Checks that no request starts before a waiting one of lower rank, or keeps its slot while
+    /// one of lower rank loses it.
     fn check_order(&self, before: &BTreeSet<RequestId>) -> Result<(), String> {
         let running: BTreeSet<_> = self.sched.running().collect();
         let mut waiting = self.inside.keys().filter(|id| !running.contains(id));
@@ -333,7 +335,8 @@ impl<'w> World<'w> {
         }
     }
 
-    /// Replies of its family before it, then priority and arrival.
+    /// A request's rank: first the number of replies before it in its family, then priority and
+    /// arrival.
     fn rank(&self, id: RequestId) -> (usize, i64, u64) {
         let priority = self.workload.jobs[self.inside[&id]].asked.priority;
         let (arrival, copy) = self.place(id);
@@ -341,7 +344,7 @@ impl<'w> World<'w> {
         (copy, due, id.0)
     }
 
-    /// Which family it is of, and how many are before it there.
+    /// The arrival of a request's family, and the number of replies before it in the family.
     fn place(&self, id: RequestId) -> (usize, usize) {
         let mut families = self.families.iter().enumerate();
         let found = families.find_map(|(arrival, family)| {
@@ -350,7 +353,7 @@ impl<'w> World<'w> {
         found.expect("who is inside is of a family")
     }
 
-    /// Whether it may wait for another one to compute its prompt.
+    /// Whether a request may wait for another one to compute its prompt.
     fn follows(&self, id: RequestId) -> bool {
         let (arrival, copy) = self.place(id);
         let asked = |id: RequestId| &self.workload.jobs[self.inside[&id]].asked;
@@ -360,16 +363,17 @@ impl<'w> World<'w> {
         })
     }
 
-    /// Whether more requests run than decode in one step.
+    /// Whether more requests run than can decode in one step.
     fn take_turns(&self) -> bool {
         let caps = &self.workload.caps;
         let row_max = caps.row_max.min(caps.token_max).min(caps.wanted_max);
-        // Prompts have up to half of a narrow step.
+        // Prompts may take up to half of a narrow step.
         let narrow = caps.wide_from.map_or(u32::MAX, |from| (from - 1).div_ceil(2));
         self.sched.running().count() as u32 > row_max.min(narrow)
     }
 
-    /// Every request that must have a row has one, and no row writes what another one reads.
+    /// Checks that every request that must have a row has one, and that no row writes a page that
+    /// another one reads.
     fn check_plan(&self, plan: &Plan) -> Result<(), String> {
         let ready = |id: &RequestId| !self.unmasked.contains_key(id);
         let mut running = self.sched.running();
@@ -407,7 +411,7 @@ impl<'w> World<'w> {
         Ok(())
     }
 
-    /// Only cached pages are left.
+    /// Checks that only cached pages are left.
     fn check_end(&mut self) -> Result<(), String> {
         let stats = self.sched.stats();
         if !self.sched.is_idle() || stats.groups.iter().any(|usage| usage.used > 0) {

@@ -156,7 +156,7 @@ def reply(*parts, events=None):
 
 
 REPLIES = {
-    # As the format has it.
+    # In the format as it is defined.
     "an answer": reply(ANALYSIS, "<|start|>assistant<|channel|>final<|message|>Hi, 世界!<|return|>"),
     "an answer alone": reply("<|channel|>final<|message|>Hi<|return|>"),
     "a call": reply(ANALYSIS, "<|start|>assistant", CALL, WEATHER, "<|call|>"),
@@ -222,7 +222,7 @@ REPLIES = {
     ),
     "an unknown channel": reply("<|channel|>thoughts<|message|>Hm<|return|>"),
     "no channel": reply("<|message|>Hi<|return|>"),
-    # What the package refuses, or reads as something that helps nobody.
+    # Texts that the package refuses, or reads in a way that helps no client.
     "words in the header": reply(
         "<|channel|>commentary to=functions.web-browsing code and more json<|message|>{}<|call|>",
         events=[["web-browsing", "{}"]],

@@ -37,7 +37,8 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKUP = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
 RESPONSE = ["<tool_response>", "</tool_response>"]
 
-# Contractions, words, single digits, signs with line ends, line ends, and spaces but the last.
+# Contractions, words, single digits, signs with line ends, line ends, and spaces except the last
+# one.
 PIECES = (
     r"(?i:'(?:s|t|re|ve|m|ll|d))|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

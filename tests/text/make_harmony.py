@@ -135,8 +135,8 @@ def messages(harmony, conversation):
     for index, message in enumerate(given[leading:], leading):
         match message["role"]:
             case "assistant":
-                # The package drops what is before the first answer, the format's guide what is
-                # before the last.
+                # The package drops the reasoning before the first answer; the format's guide drops
+                # that before the last.
                 reasons = not finals or index > finals[-1]
                 yield from assistant(harmony, message, reasons, names)
             case "tool":
@@ -266,8 +266,8 @@ def tokenizer(ranks, kept, pairs):
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": True,
-            # Special tokens are among them: an added token gets the next free id otherwise, which
-            # is the published one only after a full vocabulary.
+            # Special tokens are included: otherwise an added token would get the next free id,
+            # which equals the published one only after a full vocabulary.
             "vocab": {name(token): ranks[token] for token in sorted(kept, key=ranks.get)}
             | {text: id for id, text in SPECIAL.items()},
             "merges": [[name(left), name(right)] for left, right in merges],
@@ -299,7 +299,7 @@ def main():
     special = regex.compile("|".join(regex.escape(text) for text in SPECIAL.values()))
     prompts = [encoding.decode(row["tokens"]) for row in conversations.values()]
     texts = [text for prompt in prompts for text in special.split(prompt)]
-    # What is encoded on its own, and special tokens that a conversation spells out.
+    # Texts that are encoded on their own, and special tokens that conversations spell out.
     texts += ["assistant", "user", "system", "developer", "json", " ", *SPECIAL.values()]
     kept, pairs = vocabulary(ranks, texts, tokens)
 

@@ -61,7 +61,7 @@ def test_a_folder_is_worked_on(claude_code, http, work):
 
     usage = result["usage"]
     found, asked = usage["cache_read_input_tokens"], usage["input_tokens"]
-    # Of four prompts that grow by little the last three are found but for their ends.
+    # Of four prompts, each a little longer than the one before, the last three are mostly cached.
     assert found > 2 * asked
     assert counts.sum("vllm:prefix_cache_hits_total") == found
     assert counts.sum("vllm:prompt_tokens_total") == found + asked

@@ -64,7 +64,7 @@ class Codex:
 
 @pytest.fixture
 def codex(url):
-    # Codex does not keep its own programs where all is temporary.
+    # Codex does not store its own programs in temporary folders.
     with tempfile.TemporaryDirectory(dir=THERE) as folder:
         yield Codex(Path(folder), url)
 
@@ -96,7 +96,7 @@ def work_on_notes(codex, http, patch):
 
     usage = events[-1]["usage"]
     found = usage["cached_input_tokens"]
-    # Of four prompts that grow by little the last three are found but for their ends.
+    # Of four prompts, each a little longer than the one before, the last three are mostly cached.
     assert found > usage["input_tokens"] / 2
     assert counts.sum("vllm:prefix_cache_hits_total") == found
     assert counts.sum("vllm:prompt_tokens_total") == usage["input_tokens"]

@@ -30,7 +30,7 @@ def add(a: int, b: int) -> int:
 def model(request, url):
     if request.param == "messages":
         client = AsyncAnthropic(base_url=url, api_key=KEY, max_retries=0)
-        # The package knows which models of Anthropic's take schemas; of others it has to be told.
+        # The package knows which of Anthropic's models take schemas; for others it must be told.
         profile = AnthropicModelProfile(supports_json_schema_output=True)
         provider = AnthropicProvider(anthropic_client=client)
         return AnthropicModel(MODEL, provider=provider, profile=profile)

@@ -12,7 +12,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 FOLDER = Path(__file__).parents[3] / "configs/grafana/dashboards"
-# What Grafana's page keeps with a query's variable, for people.
+# Grafana's page stores this with a query's variable, for people.
 NOTES = {"definition"}
 
 
@@ -76,5 +76,5 @@ def test_a_dashboard_is_what_grafana_reads(file):
     panels = before["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel, read in zip(panels, dashboard.panels):
-        # A kind of panel without a type of its own would be read as whatever it is.
+        # A kind of panel without its own type would be read unchecked.
         assert not isinstance(read.options, dict), panel["title"]

@@ -21,7 +21,7 @@ def quantile(name):
     return f"histogram_quantile(0.99, sum by(le) (rate({name}_bucket{{{NAME}}}[1m])))"
 
 
-# What vLLM's dashboard shows, by its series.
+# The series that vLLM's dashboard shows.
 STOCK = [
     quantile("vllm:e2e_request_latency_seconds"),
     quantile("vllm:inter_token_latency_seconds"),
@@ -101,7 +101,7 @@ def test_every_query_of_a_dashboard_has_an_answer(prometheus, client):
 
     missing = [*STOCK, *ours()]
     assert len(missing) > len(STOCK), "configs/grafana has no dashboard"
-    # Rates need two scrapes with something between them.
+    # A rate needs two scrapes with traffic between them.
     for _ in range(60):
         serve()
         try:

@@ -77,7 +77,7 @@ def test_a_stream_adds_up(client):
     whole = joined(chunks)
     assert whole["content"] == "héllo 🦜 there" and whole["finish"] == "stop"
     assert whole["usage"].completion_tokens == len("héllo 🦜 there".encode()) + 1
-    # A chunk per step: drafts were accepted, so there are fewer chunks than tokens.
+    # Each chunk has the tokens of a step. With accepted drafts there are fewer chunks than tokens.
     assert len(chunks) < whole["usage"].completion_tokens
 
 
@@ -167,7 +167,7 @@ def test_one_call_where_parallel_calls_are_off(client):
 
 def test_a_named_tool_is_called(client):
     named = {"type": "function", "function": {"name": "get_weather"}}
-    # What the model babbles in place of "no call at all" has to end.
+    # The random text that the model writes in place of "no call at all" must end.
     city = {"type": "string", "enum": ["Paris", "Rome"]}
     schema = {"type": "object", "properties": {"city": city}, "required": ["city"]}
     schema["additionalProperties"] = False

@@ -13,7 +13,7 @@ THERE = Path(__file__).parents[3] / "target/sdk"
 REQUIRED = (Path(__file__).parents[1] / "requirements.txt").read_text().split()
 OPENAI = next(line.split("==")[1] for line in REQUIRED if line.startswith("openai["))
 
-# What a server of our kind cannot pass, and why.
+# Tests that a server of this kind cannot pass, and why.
 EXCEPTIONS = {
     "chat/test_completions.py": {
         "with_all_params": "asks for sound, moderation, a prediction, web search and no tokens, "

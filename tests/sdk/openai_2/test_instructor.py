@@ -18,7 +18,7 @@ SUM = {"terms": [1, 2], "total": 3}
 JSON = json.dumps(SUM)
 CALL = call("Sum", terms="[1, 2]", total=3)
 
-# How each mode has the model write.
+# The form in which each mode has the model write.
 MODES = [
     (Mode.TOOLS, CALL),
     (Mode.TOOLS_STRICT, CALL),

@@ -75,7 +75,7 @@ def test_a_tool_and_its_result(complete, streams):
 
 
 def test_structured_output(complete, request):
-    # Of models that it does not know, Anthropic is asked for a call of a tool.
+    # For models that the package does not know, it asks Anthropic's API for a tool call.
     by_tool = request.node.callspec.params["complete"] == "anthropic"
     written = call("json_tool_call", total=3) if by_tool else '{"total": 3}'
     schema = {"name": "sum", "strict": True, "schema": SCHEMA}

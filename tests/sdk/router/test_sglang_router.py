@@ -90,7 +90,7 @@ def ask(client, messages, topic):
 def test_a_conversation_stays_where_its_prefix_is(client):
     talks = [(f"topic {n}", [{"role": "system", "content": f"{n} " * 200}]) for n in range(16)]
     before = served()
-    # An idle router gives every new prefix to the same server, a busy one to the least loaded.
+    # An idle router sends every new prefix to the same server; a busy one to the least loaded.
     with ThreadPoolExecutor(len(talks)) as threads:
         list(threads.map(lambda talk: ask(client, talk[1], talk[0]), talks))
     after = served()
