@@ -298,8 +298,7 @@ fn sigterm_under_load_loses_no_reply_that_was_let_in() {
         for _ in 0..CLIENTS {
             scope.spawn(|| {
                 let body = r#"{"prompt": "a", "max_tokens": 24, "ignore_eos": true}"#;
-                // Repeats until the server no longer answers. Every answer that it begins must be
-                // complete.
+                // Until the server no longer answers. Every answer that it begins is complete.
                 while let Some(answer) = server.request_if_there(COMPLETIONS, body) {
                     let refused = answer.starts_with("HTTP/1.1 503");
                     let complete = answer.contains("\"completion_tokens\":24");
