@@ -12,8 +12,7 @@ use crate::error::ApiError;
 
 /// A request that holds at most this many bytes is small, and may use the whole budget.
 const SMALL_BYTES_MAX: usize = 256 << 10;
-/// One part in this many of the budget is out of reach of large requests, and so left to small
-/// ones.
+/// The budget divided by this is reserved for small requests.
 const SMALL_SHARE: usize = 4;
 /// Seconds after which a refused client may try again: bodies arrive and prompts are made within
 /// seconds.

@@ -15,7 +15,7 @@ const KINDS: [(&str, &str); 2] = [
     ("invalid type: map,", "invalid type: object,"),
 ];
 
-/// How serde_json's error begins for a number that no f64 holds, such as 1e999.
+/// How `serde_json`'s error begins for a number that no f64 holds, such as 1e999.
 const TOO_LARGE: &str = "number out of range";
 
 /// The error of the field `path` of a request `T`.
