@@ -150,8 +150,8 @@ const OPEN_TO_ALL: &str = "anyone who can reach this server may use it";
 const CLOSE: &str = "set KILOTOK_API_KEY or --api-key, or listen on this machine alone with --host \
                      127.0.0.1";
 
-/// Whether other machines can use the server without a key. They may reach any host
-/// but `localhost`.
+/// Whether other machines can use the server without a key. They may be able to
+/// reach every host name but `localhost`.
 fn is_open_to_all(config: &Config) -> bool {
     let host = &config.host;
     let is_local = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());

@@ -106,8 +106,8 @@ pub(super) fn pro_dense() -> Value {
     Value::Object(config)
 }
 
-/// V2.5-Pro's form with experts so wide that down takes them in three steps, of which two fit a
-/// page with those of four experts.
+/// V2.5-Pro's form with experts so wide that the down projection takes three steps, while a page of
+/// the kernels' ring holds two steps of each of four experts.
 pub(super) fn wide_experts() -> Value {
     let mut config = object(pro_fp4());
     config.insert("moe_intermediate_size".into(), json!(640));
