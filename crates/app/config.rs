@@ -116,8 +116,8 @@ pub(crate) struct RawConfig {
     /// for or the memory holds, if that is less].
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
     pub(crate) context_max: Option<u32>,
-    /// Memory for keys and values in GiB [default: what all slots need, at most a quarter of what
-    /// is free, or on GPUs all of it].
+    /// Memory of the KV cache in GiB [default: what all slots need, at most a quarter of the free
+    /// memory on a CPU, and on GPUs all of it].
     #[arg(long, value_name = "GIB", help_heading = "Engine")]
     pub(crate) kv_gib: Option<f64>,
     /// Positions of one page [default: 16].
@@ -142,17 +142,18 @@ pub(crate) struct RawConfig {
     #[serde(skip)]
     #[arg(long, conflicts_with = "drafts", help_heading = "Scheduling")]
     pub(crate) no_drafts: bool,
-    /// How drafts are verified of a request that samples and names no seed: by rejection sampling,
-    /// or by sample and match, whose tokens are those without drafts. The distribution of tokens is
-    /// the same. Other requests are always matched [default: rejection].
+    /// How drafts are verified if a request samples and names no seed: by rejection sampling, or by
+    /// sample and match, which gives the tokens that it would have without drafts. Both have the
+    /// same distribution of tokens. Other requests are always matched [default: rejection].
     #[arg(long, value_name = "RULE", help_heading = "Scheduling")]
     pub(crate) verify: Option<VerifyRule>,
-    /// Temperature of the drafts of rejection sampling, times the request's; 0 takes the likeliest
-    /// tokens [default: 0.4].
+    /// Temperature that drafts are sampled at for rejection sampling, as a factor of the request's
+    /// temperature; 0 takes the likeliest tokens [default: 0.4].
     #[arg(long, value_name = "FACTOR", help_heading = "Scheduling")]
     pub(crate) draft_temperature: Option<f32>,
-    /// To measure with `--load-format dummy`, of whose drafts none is ever right: as many count as
-    /// accepted as bring so many tokens a step on average, whatever the model would choose.
+    /// For measurements with `--load-format dummy`, where no draft is ever right: drafts count as
+    /// accepted at random, so that a step that verifies all its drafts brings this many tokens on
+    /// average.
     #[arg(long, value_name = "TOKENS", conflicts_with = "no_drafts", help_heading = "Scheduling")]
     pub(crate) assume_acceptance: Option<f64>,
     /// Let requests say with `priority` which of them goes first; without it they may not.
@@ -161,8 +162,8 @@ pub(crate) struct RawConfig {
     /// Requests that may wait; more are refused with 429 [default: 1024].
     #[arg(long, value_name = "REQUESTS", help_heading = "Scheduling")]
     pub(crate) waiting_max: Option<u32>,
-    /// Prompt tokens of a step, on every engine; the start warns if its steps are shorter [default:
-    /// 8192, or what the engine can take].
+    /// The most prompt tokens of a step; the start warns if the engine's steps are shorter
+    /// [default: 8192, or what the engine can take].
     #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
     pub(crate) chunk_max: Option<u32>,
     /// Milliseconds that a step with decoding requests should take, or twice its time without

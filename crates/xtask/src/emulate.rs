@@ -72,7 +72,8 @@ const HARNESS_WAIT_MS: &str = "2000";
 /// How tests report that they were skipped.
 const SKIPPED: [&str; 2] = ["skipped: ", "skipped from "];
 
-/// Runs the tests whose names contain one of these words, or the short list and the harnesses.
+/// Runs the harnesses that these words name and the tests whose names contain another of them, or
+/// the short list and all harnesses.
 pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error>> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return Err("the emulator is for Linux on x86-64".into());
@@ -84,7 +85,11 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
     let passed = if tests.is_empty() {
         suites_and_harnesses(root, &messages, &out)?
     } else {
-        suites(&messages, &out, tests)?
+        let named = harnesses(root, &out, |name| tests.contains(&name))?;
+        check(&named, root)?;
+        let is_harness = |test: &&str| named.iter().any(|harness| harness.name == *test);
+        let others: Vec<_> = tests.iter().copied().filter(|test| !is_harness(test)).collect();
+        others.is_empty() || suites(&messages, &out, &others)?
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -92,17 +97,19 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
 /// Compiles and checks the harnesses while the suites run, because the suites leave cores idle
 /// while they compile kernels.
 fn suites_and_harnesses(root: &Path, messages: &str, out: &Path) -> Result<bool, Box<dyn Error>> {
-    let harnesses = harnesses(root, out)?;
+    let harnesses = harnesses(root, out, |_| true)?;
     thread::scope(|scope| {
-        let checker = scope.spawn(|| {
-            harnesses.iter().try_for_each(|harness| {
-                harness.compile(root)?;
-                harness.check()
-            })
-        });
+        let checker = scope.spawn(|| check(&harnesses, root));
         let passed = suites(messages, out, &[])?;
         checker.join().map_err(|_| "the thread that checks harnesses panicked")??;
         Ok(passed)
+    })
+}
+
+fn check(harnesses: &[Harness], root: &Path) -> Result<(), String> {
+    harnesses.iter().try_for_each(|harness| {
+        harness.compile(root)?;
+        harness.check()
     })
 }
 
@@ -140,18 +147,22 @@ fn suites(messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Er
     Ok(passed)
 }
 
-/// All harnesses, each with the model for which it is checked.
-fn harnesses(root: &Path, out: &Path) -> Result<Vec<Harness>, Box<dyn Error>> {
+/// The harnesses of wanted names, each with the model for which it is checked.
+fn harnesses(
+    root: &Path,
+    out: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<Harness>, Box<dyn Error>> {
     let mut harnesses = Vec::new();
     for source in fs::read_dir(root.join(HARNESSES))? {
         let source = source?.path();
-        if source.extension().is_some_and(|extension| extension == "cu") {
-            let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if source.extension().is_some_and(|extension| extension == "cu") && wanted(&name) {
             harnesses.push(Harness::new(root, out, name)?);
         }
     }
     let (model, names) = MANY_EXPERTS;
-    for name in names {
+    for name in names.into_iter().filter(|name| wanted(name)) {
         let program = out.join(format!("{name}_many_experts"));
         harnesses.push(Harness { model, program, ..Harness::new(root, out, name.to_owned())? });
     }
