@@ -18,7 +18,7 @@ pub(crate) const CHUNK_COLUMNS: usize = 64;
 pub(crate) const CONSUMER_WARPS: usize = 12;
 /// The most row tiles of the residual stream that a CTA owns: as many as its epilogue has warps.
 pub(crate) const OWNER_TILES_MAX: usize = 3;
-/// Rows of gate above as many rows of up in one tile.
+/// Rows of gate in a row tile; as many rows of up follow them.
 pub(crate) const GATE_ROWS: usize = 8;
 /// Tokens in a tile of the tensor cores.
 pub(crate) const TILE_TOKENS: usize = 8;

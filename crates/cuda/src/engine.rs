@@ -93,8 +93,8 @@ pub(crate) const STEP_MAX: Duration = Duration::from_millis(1800);
 pub(crate) const WIDE_STEP_MAX: Duration = Duration::from_secs(30);
 /// The interval at which the driver is asked for errors.
 const CHECK_EACH: Duration = Duration::from_millis(1);
-/// How long to wait for the fault record of the last rank without one. Waits for other ranks time
-/// out first, by hundredths of a second.
+/// How long to wait for a fault record if only one rank has none. Waits of different kinds time out
+/// within hundredths of a second of each other (`grace_ms` in `comm/wait.cuh`).
 const RECORD_MAX: Duration = Duration::from_millis(50);
 
 /// The order of time limits: an unresponsive rank is found first. Then the kernels' waits time out,

@@ -55,11 +55,11 @@ pub(crate) enum Pass {
     DraftRows(usize, Tiles),
     /// A phase of a layer of the wide pass.
     Wide(WideLaunch, WideStep),
-    /// The launches after the wide pass: the setup of slots that requests enter; the logits of a
-    /// slice of the wanted tokens; sampling from these logits, which begins at the wanted token of
-    /// this number.
+    /// After the layers of the wide pass: the setup of slots that requests enter.
     Slots(WideStep),
+    /// The logits of a slice of the wanted tokens.
     Head,
+    /// Sampling from these logits; the number is that of the slice's first wanted token.
     Sample(WideStep, u32),
 }
 
@@ -104,7 +104,8 @@ struct Kernels {
     wide: Option<WideKernels>,
 }
 
-/// Kernels of the wide pass by their number, with the threads of a CTA; and those behind it.
+/// The kernels of the wide pass in the order of [`WideKernel`], each with the threads of a CTA;
+/// then those that choose tokens after it.
 struct WideKernels {
     kernels: Vec<(Kernel, u32)>,
     slots: Kernel,

@@ -13,8 +13,8 @@ use crate::buffers::{BF16, CHUNK_COLUMNS, CONSUMER_WARPS, F32, Matrix, TILE_TOKE
 use crate::constants::{Attention, Constants, FeedForward, LayerKinds, TOKENS_MAX};
 use crate::memory_map::MemoryMap;
 
-/// Tokens of a step at most, where memory allows: chunks of prompts beyond these gain nothing, as
-/// all experts' weights are read for each anyway.
+/// The most tokens of a step, where memory allows. Longer chunks of prompts gain nothing, as all
+/// experts' weights are read for each chunk anyway.
 pub(crate) const CAPACITY_MAX: u32 = 8192;
 /// Capacities are multiples of the tokens that a CTA multiplies at a time.
 const CAPACITY_STEP: u32 = 128;
@@ -25,8 +25,8 @@ pub(crate) const HEADS_MAX: u32 = WANTED_MAX.div_ceil(TOKENS_MAX) as u32;
 /// this many reads nearly all experts. `wide/attn_rows.cuh` has room for as many.
 pub(crate) const ROWS_MAX: usize = 256;
 
-/// Attention over windows is that of `wide/attn_rows.cuh` from `MANY_ROWS` rows on, if rows have up
-/// to `SHORT_TOKENS` tokens on average, which is a tile.
+/// Attention over windows takes the kernel of `wide/attn_rows.cuh` in steps of at least `MANY_ROWS`
+/// rows, if they have at most `SHORT_TOKENS` tokens, a tile, on average.
 const MANY_ROWS: u32 = 16;
 const SHORT_TOKENS: u32 = 16;
 
@@ -337,8 +337,8 @@ impl WideLayers {
 }
 
 /// The number of the exchange between ranks in the norm before a layer. [`post_norm_number`] is
-/// that of its second norm and of the choice of experts. Slices of wanted tokens count on from the
-/// number of the last norm, because their flags are their own.
+/// that of its second norm and of the choice of experts. The exchanges of wanted tokens, one for
+/// each slice, are numbered from that of the last norm on; they have flags of their own.
 fn input_norm_number(layer: u32) -> u32 {
     2 * layer + 1
 }
@@ -436,7 +436,7 @@ impl WideStep {
     }
 }
 
-/// Bytes of an operand of so many columns, as `wide/token_ring.cuh` has it.
+/// Bytes of an operand with this many columns, as `wide/token_ring.cuh` has it.
 fn operand_bytes(columns: usize, capacity: usize) -> usize {
     columns.div_ceil(CHUNK_COLUMNS) * CHUNK_COLUMNS * BF16 * capacity
 }

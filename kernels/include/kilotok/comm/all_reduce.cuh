@@ -1,10 +1,10 @@
 // All-reduce of the ranks' *parts*, which are added to the residual stream. They travel as BF16 in
 // packets of 16 bytes and are added in F32 in rank order, so that all ranks get the same bits.
-// There are two ways, with the same bits:
+// There are two kinds, with the same bits:
 //
 //   one shot   every owner sends its part to the same CTA of every other rank, which adds all
 //   two shots  a reduce-scatter and an all-gather: a rank adds a share of the packets, and sends
-//              the sums, F32, to the others. Fewer bytes, but two ways through the network
+//              the sums, F32, to the others. Fewer bytes, but two trips through the network
 //
 // No fence is needed, because each value shows by itself whether it has arrived: a location is
 // empty while it holds a zero. Therefore zeros are sent as negative zeros, and the reader of a

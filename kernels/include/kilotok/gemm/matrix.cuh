@@ -97,7 +97,7 @@ constexpr int HELD_STEPS_MAX = 11;
 template <class M>
 constexpr bool IS_HELD = M::STEPS <= HELD_STEPS_MAX;
 
-// An operand that is held so, of one tile of tokens, in pages of the ring.
+// One tile's operand in pages of the ring, on its way to the registers that hold it.
 template <class M>
 struct OperandPages {
   static constexpr int STEP_BYTES = M::COLUMN_WARPS * CHUNK_OPERAND_BYTES;

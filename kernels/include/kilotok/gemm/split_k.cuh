@@ -10,7 +10,7 @@ namespace kilotok {
 // epilogue warp, and one that the consumers fill meanwhile.
 constexpr int SUM_STAGES = 4;
 // Together with the producer warp they are a warpgroup, which is the unit in which registers are
-// reassigned; and an owner's unit has three row tiles, one for each.
+// reassigned; and an owner's unit has up to three row tiles, one for each.
 constexpr int EPILOGUE_WARPS = 3;
 
 // Scratch memory of the phase that runs. The router needs the most: 24 KB of sums, and after them

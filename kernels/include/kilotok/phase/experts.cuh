@@ -42,7 +42,7 @@ __device__ __forceinline__ void produce_unit(Ring& ring, uint64_t address, int e
 }
 
 // Producer: copies units of gate and up until none is left. `taken` is the number of requests by
-// all CTAs before this network. A unit is requested before the one ahead of it is copied, because
+// all CTAs before this network. Each unit is requested before the previous one is copied, because
 // the answer takes as long as a copy.
 template <int KIND>
 __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, const Routes& routes,

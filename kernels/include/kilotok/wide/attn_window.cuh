@@ -219,7 +219,7 @@ struct WindowConsumer {
     const BatchRow& row = memory.step.row(tile.row);
     const WindowRange<KIND> range(tile);
     ring.wait();
-    // Values after the tile's last token.
+    // Clears the values after the tile's last token.
     if (tile.end < range.base + S::KEYS)
       clear_values<KIND>(shared.values[ring.stage], tile.end - range.base);
     const int count = static_cast<int>(tile.end - tile.first) * T::COUNT;
