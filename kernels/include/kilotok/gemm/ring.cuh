@@ -8,7 +8,7 @@
 namespace kilotok {
 
 // Larger pages mean fewer instructions for each byte, and three of these keep the memory busy
-// (benches/journal). 96 chunks of MXFP4, 48 of FP8 or 24 of BF16 fit one.
+// (benches/journal/pass.md). 96 chunks of MXFP4, 48 of FP8 or 24 of BF16 fit one.
 constexpr int PAGE_BYTES = 52224;
 constexpr int PAGE_COUNT = 3;
 

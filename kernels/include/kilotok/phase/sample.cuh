@@ -5,13 +5,16 @@
 // Reads the wanted tokens' logits `[wanted, stride]`, the batch, the slots' tables. Writes the
 // parts of choices, reports and tops. The caller's barriers: logits and `update_slots` before, one
 // between this and `verify`. A unit is a part of the row of a wanted token; units are assigned to
-// CTAs in turn. Positions whose request filters or reports need the whole row more than once, and
-// are computed by the first part's CTA alone. A pass reads 4 bytes a token of the vocabulary, from
-// L2. For 152,576 tokens on an H100 a greedy choice takes one CTA 10 us and 16 CTAs 2 us, a draw 39
-// us and 7 us; top-k or min-p takes 30 us in two passes, top-p 80 us in three, or 430 us if more
+// CTAs in turn. A position whose request filters or reports needs the whole row, more than once: the
+// CTA of its first part computes it alone. Where a draft is judged, one more pass adds up the
+// target's probabilities, after the highest logit is known. Where the row is in parts, a barrier
+// comes before that pass.
+//
+// A pass reads 4 bytes a token of the vocabulary, from L2. For 152,576 tokens on an H100 (at
+// 5c02fd0, benches/results/kernels.md) a greedy choice takes one CTA 10 us and 16 CTAs 2 us, a draw
+// 39 us and 7 us; top-k or min-p takes 30 us in two passes, top-p 80 us in three, or 430 us if more
 // than two thousand tokens are left; reports take 40 us to 60 us more. `verify` and two barriers
-// take 6 us. Where a draft is judged, one more pass computes the target's probabilities, after the
-// highest logit is known. Where the row is in parts, a barrier comes before that pass.
+// take 6 us.
 #pragma once
 
 #include "kilotok/sample/report.cuh"
