@@ -5,8 +5,8 @@
 // Reads the wanted tokens' logits `[wanted, stride]`, the batch, the slots' tables. Writes the
 // parts of choices, reports and tops. The caller's barriers: logits and `update_slots` before, one
 // between this and `verify`. A unit is a part of the row of a wanted token; units are assigned to
-// CTAs in turn. A position whose request filters or reports needs the whole row, more than once: the
-// CTA of its first part computes it alone. Where a draft is judged, one more pass adds up the
+// CTAs in turn. A position whose request filters or reports needs the whole row, more than once:
+// the CTA of its first part computes it alone. Where a draft is judged, one more pass adds up the
 // target's probabilities, after the highest logit is known. Where the row is in parts, a barrier
 // comes before that pass.
 //
