@@ -19,7 +19,7 @@ use crate::error::ApiError;
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only its description is of use")]
 pub(crate) struct SentEvent {
-    /// What the event is. OpenAI's chats and completions have no names.
+    /// Name of the event. The events of OpenAI's chat and completions APIs have no names.
     event: Option<String>,
     /// JSON, or `[DONE]` where OpenAI ends a stream with that.
     data: String,

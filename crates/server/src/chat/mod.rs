@@ -77,7 +77,7 @@ pub(crate) async fn create(
     respond(&service, replies, encoder, stream).await
 }
 
-/// Shows the prompt that a conversation becomes.
+/// Returns the prompt that the chat template makes of a conversation, without a reply.
 #[utoipa::path(
     post,
     path = "/v1/chat/completions/render",

@@ -13,68 +13,82 @@ use crate::wire::unsupported::Unsupported;
 use crate::wire::usage::Usage;
 
 request! {
-    /// A conversation to be continued.
+    /// A conversation that the model continues.
     pub struct ChatRequest {
-        /// One of `/v1/models`. Default: the one that is served.
+        /// A name listed by `/v1/models`. Default: the served model.
         pub model: Option<String>,
+        /// The conversation so far.
         #[schema(min_items = 1)]
         pub messages: Vec<ChatMessage>,
-        /// The reply ends after so many tokens, reasoning included. Default: what there is room
-        /// for.
+        /// Most tokens of the reply, reasoning included. Default: the rest of the context, unless
+        /// the server was started with `--max-tokens-default`.
         #[schema(minimum = 1)]
         pub max_completion_tokens: Option<i64>,
-        /// The older name of `max_completion_tokens`.
+        /// The older name of `max_completion_tokens`, which takes precedence.
         #[schema(minimum = 1)]
         pub max_tokens: Option<i64>,
-        /// Log-probabilities of the reply's tokens.
+        /// Adds log-probabilities of the reply's tokens. Default: false.
         pub logprobs: Option<bool>,
-        /// Alternatives beside each token.
+        /// Number of alternatives listed with each token's log-probability; needs `logprobs`.
+        /// Default: 0.
         #[schema(minimum = 0, maximum = 20)]
         pub top_logprobs: Option<i64>,
+        /// Tools that the model may call.
         pub tools: Option<Vec<ChatTool>>,
-        /// `none`, `auto`, `required`, the tool to call, or `allowed_tools`.
+        /// `none`, `auto` (the model decides), `required` (at least one call), an object that names
+        /// the tool to call, or `allowed_tools`. Default: `auto`.
         #[schema(inline)]
         pub tool_choice: Option<ToolChoice>,
-        /// Whether a reply may hold several calls.
+        /// Whether a reply may contain several calls. Default: true.
         pub parallel_tool_calls: Option<bool>,
-        /// `none` to `max`, a variable of the chat template; `none` turns reasoning off.
+        /// `none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`, given to the chat template
+        /// as a variable; `none` turns reasoning off if the template can. Default: the template's.
         pub reasoning_effort: Option<String>,
-        /// Whether reasoning is part of the response.
+        /// Whether the response contains the reasoning. Default: true.
         pub include_reasoning: Option<bool>,
-        /// Whether reasoning is separate from the answer, as SGLang has it.
+        /// Whether reasoning has a field of its own instead of being part of `content`, as in
+        /// SGLang. Default: true.
         pub separate_reasoning: Option<bool>,
-        /// Variables of the chat template.
+        /// Variables for the chat template, by name. They take precedence over `reasoning_effort`.
         #[schema(value_type = Option<Object>)]
         pub chat_template_kwargs: Option<Map<String, Value>>,
-        /// Ends the prompt where the assistant's turn begins. Default: yes.
+        /// Whether the prompt ends with the beginning of an assistant's turn. Default: true, unless
+        /// `continue_final_message` is.
         pub add_generation_prompt: Option<bool>,
-        /// Goes on with the last message.
+        /// The reply continues the last message, instead of beginning a new one. Default: false.
         pub continue_final_message: Option<bool>,
-        /// The last message comes before the reply's text.
+        /// Puts the text of the last message before the reply's, if it is the assistant's. Default:
+        /// false.
         pub echo: Option<bool>,
-        /// Has no effect: templates write their own special tokens.
+        /// Has no effect: the chat template writes all special tokens.
         pub add_special_tokens: Option<bool>,
-        /// Has no effect: a prediction changes speed only.
+        /// Has no effect: a predicted reply could change the speed only.
         #[schema(value_type = Option<Object>)]
         pub prediction: Option<Value>,
-        /// Only text is written.
+        /// `text` only: the model writes nothing else, and other values are refused.
         pub modalities: Option<Vec<String>>,
-        /// Voices of audio, which is not written.
+        /// Has no effect: no audio is generated.
         #[schema(value_type = Option<Object>)]
         pub audio: Option<Value>,
         /// Not used.
         #[schema(value_type = Option<Object>)]
         pub metadata: Option<Value>,
-        /// Nothing is stored.
+        /// Has no effect: nothing is stored.
         pub store: Option<bool>,
+        /// Not used.
         pub safety_identifier: Option<String>,
+        /// Not used.
         pub prompt_cache_key: Option<String>,
+        /// Not used.
         pub prompt_cache_retention: Option<String>,
+        /// Not used.
         #[schema(value_type = Option<Object>)]
         pub prompt_cache_options: Option<Value>,
-        /// `auto` and `default` only.
+        /// `auto` or `default`, which are the same here; other tiers are refused.
         pub service_tier: Option<String>,
+        /// Not used.
         pub verbosity: Option<String>,
+        /// Not used.
         pub session_id: Option<String>,
         /// Send `tools`.
         #[serde(default)]
@@ -111,12 +125,15 @@ pub struct ChatMessage {
     #[schema(inline)]
     pub content: Option<Content>,
     pub name: Option<String>,
+    /// Of an assistant's message: its calls.
     pub tool_calls: Option<Vec<PastCall>>,
+    /// Of a `tool` message: the id of the call that it answers.
     pub tool_call_id: Option<String>,
-    /// The assistant's reasoning.
+    /// Of an assistant's message: its reasoning.
     pub reasoning: Option<String>,
-    /// The same, under the name of other servers.
+    /// The same as `reasoning`, under the name that other servers use.
     pub reasoning_content: Option<String>,
+    /// Of an assistant's message without `content`: its text.
     pub refusal: Option<String>,
     /// Send `tool_calls`.
     #[serde(default)]
@@ -131,20 +148,23 @@ pub struct ChatCompletion<'a> {
     pub id: &'a str,
     /// `chat.completion`.
     pub object: &'static str,
+    /// Unix time in seconds.
     pub created: u64,
     pub model: &'a str,
     pub choices: Vec<ChatChoice>,
     pub usage: Usage,
     pub service_tier: Option<&'static str>,
     pub system_fingerprint: &'a str,
+    /// For each token of the prompt: log-probabilities by token id, its own among them. The first
+    /// entry is null.
     #[schema(value_type = Option<Vec<Option<Object>>>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<PromptLogprobs>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<&'a [u32]>,
-    /// Null for more than one choice.
+    /// Speed of the reply. Null if there are several choices.
     pub metrics: Option<Metrics>,
-    /// What of the request's schemas is not enforced.
+    /// The parts of the request's schemas that are not enforced.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub warnings: &'a [String],
 }
@@ -154,9 +174,9 @@ pub struct ChatChoice {
     pub index: u32,
     pub message: ReplyMessage,
     pub logprobs: Option<ChatLogprobs>,
-    /// `stop`, `length` or `tool_calls`.
+    /// `stop`, `length`, `tool_calls`, or `abort` if `/abort_requests` ended the reply.
     pub finish_reason: &'static str,
-    /// The stop string or token that ended the reply.
+    /// The text of `stop` or the token of `stop_token_ids` that ended the reply, else null.
     pub stop_reason: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
@@ -168,17 +188,17 @@ pub struct ReplyMessage {
     pub content: Option<String>,
     #[schema(value_type = Option<String>)]
     pub refusal: (),
-    /// The reasoning before the answer.
+    /// The model's reasoning before its answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<String>,
-    /// The same, under the name of other servers.
+    /// The same as `reasoning`, under the name that other servers use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
 }
 
-/// One choice of a chunk of a stream.
+/// The part of a choice that one chunk of a stream carries.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ChunkChoice<'a> {
     pub index: u32,
@@ -205,11 +225,12 @@ pub struct Delta<'a> {
     pub tool_calls: Vec<ToolCallDelta<'a>>,
 }
 
-/// The prompt that a conversation becomes.
+/// A prompt as the model reads it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RenderedPrompt {
     pub request_id: String,
     pub model: String,
+    /// The prompt's text, special tokens included.
     pub prompt: String,
     pub token_ids: Vec<u32>,
 }

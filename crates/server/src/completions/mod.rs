@@ -30,7 +30,7 @@ const PARAM: &str = "prompt";
 /// default, and clients of this API expect it.
 const TOKENS_DEFAULT: u32 = 16;
 
-/// Continues texts. They are raw: special tokens in them are recognised.
+/// Continues texts as they are, without a chat template. Special tokens in them are recognised.
 #[utoipa::path(
     post,
     path = "/v1/completions",
@@ -81,7 +81,7 @@ pub(crate) async fn create(
     respond(&service, prepared.start(&service).await?, encoder, stream).await
 }
 
-/// Shows the tokens of prompts.
+/// Returns the tokens of prompts, without replies.
 #[utoipa::path(
     post,
     path = "/v1/completions/render",

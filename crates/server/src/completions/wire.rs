@@ -18,22 +18,23 @@ use crate::wire::unsupported::Unsupported;
 use crate::wire::usage::Usage;
 
 request! {
-    /// A text to be continued.
+    /// Texts that the model continues.
     pub struct CompletionRequest {
-        /// One of `/v1/models`. Default: the one that is served.
+        /// A name listed by `/v1/models`. Default: the served model.
         pub model: Option<String>,
         #[schema(inline)]
         pub prompt: Prompts,
-        /// The reply ends after so many tokens. Default: 16, as OpenAI and vLLM have it, unless the
-        /// server was started with another number for requests that do not say.
+        /// Most tokens of each reply. Default: 16, as in OpenAI's API and vLLM, unless the server
+        /// was started with `--max-tokens-default`.
         #[schema(minimum = 0)]
         pub max_tokens: Option<i64>,
-        /// The prompt comes before the reply's text, and its log-probabilities with it.
+        /// Puts the prompt before the reply's text, and its log-probabilities before the reply's if
+        /// `logprobs` is set. Default: false.
         pub echo: Option<bool>,
-        /// Log-probabilities of the tokens, with so many alternatives.
+        /// Adds log-probabilities of the reply's tokens, with this many alternatives for each.
         #[schema(minimum = 0, maximum = 20)]
         pub logprobs: Option<i64>,
-        /// Has no effect: a prompt has the special tokens that its text names.
+        /// Has no effect: a prompt has only the special tokens that its text contains.
         pub add_special_tokens: Option<bool>,
         #[serde(default)]
         pub suffix: Unsupported,
@@ -155,27 +156,29 @@ pub struct Completion<'a> {
     pub id: &'a str,
     /// `text_completion`.
     pub object: &'static str,
+    /// Unix time in seconds.
     pub created: u64,
     pub model: &'a str,
     pub choices: Vec<CompletionChoice<'a>>,
     pub system_fingerprint: &'a str,
     pub usage: Usage,
-    /// Null for more than one choice.
+    /// Speed of the reply. Null if there are several choices.
     pub metrics: Option<Metrics>,
-    /// What of the request's schemas is not enforced.
+    /// The parts of the request's schemas that are not enforced.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub warnings: &'a [String],
 }
 
-/// One reply, whole or a chunk of it.
+/// A reply, or the part of it that one chunk of a stream carries.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CompletionChoice<'a> {
     pub index: u32,
     pub text: String,
     pub logprobs: Option<TextLogprobs>,
-    /// `stop` or `length`; null while the reply goes on.
+    /// `stop`, `length`, or `abort` if `/abort_requests` ended the reply; null while the reply goes
+    /// on.
     pub finish_reason: Option<&'static str>,
-    /// The stop string or token that ended the reply.
+    /// The text of `stop` or the token of `stop_token_ids` that ended the reply, else null.
     pub stop_reason: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<Option<Object>>>)]

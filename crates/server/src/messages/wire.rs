@@ -14,39 +14,54 @@ use crate::wire::unsupported::Unsupported;
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct MessagesRequest {
+    /// A name listed by `/v1/models`. Default: the served model.
     pub model: Option<String>,
+    /// The conversation so far. If the last message is the assistant's, the reply continues it.
     #[schema(min_items = 1)]
     pub messages: Vec<InputMessage>,
+    /// Most tokens of the reply, reasoning included.
     #[schema(minimum = 1)]
     pub max_tokens: i64,
     #[schema(inline)]
     pub system: Option<InputParts>,
+    /// Texts that end the reply where they occur.
     pub stop_sequences: Option<Vec<String>>,
+    /// Sends the reply while it is generated, as server-sent events. Default: false.
     pub stream: Option<bool>,
+    /// Sampling temperature; 0 always chooses the likeliest token. Default: the checkpoint's, else
+    /// 1.
     #[schema(minimum = 0.0, maximum = 2.0)]
     pub temperature: Option<f64>,
+    /// Samples from the fewest likeliest tokens whose probabilities sum to at least this. Default:
+    /// the checkpoint's, else 1.
     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
     pub top_p: Option<f64>,
+    /// Samples from this many of the likeliest tokens; 0 and -1 mean all. Default: the
+    /// checkpoint's, else all.
     #[schema(minimum = -1)]
     pub top_k: Option<i64>,
+    /// Tools that the model may call.
     pub tools: Option<Vec<MessagesTool>>,
     pub tool_choice: Option<MessagesChoice>,
-    /// Absent and `disabled` turn reasoning off where the chat template can.
+    /// Whether the model reasons before it answers. Absent or `disabled` turns reasoning off if the
+    /// chat template can.
     pub thinking: Option<Thinking>,
     pub output_config: Option<OutputConfig>,
     /// The older name of `output_config.format`.
     pub output_format: Option<OutputFormat>,
+    /// Variables for the chat template, by name. They take precedence over `thinking` and
+    /// `output_config.effort`.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Not used.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Value>,
-    /// `auto` and `standard_only` only.
+    /// `auto` or `standard_only`, which are the same here; other tiers are refused.
     pub service_tier: Option<String>,
     /// Has no effect: every prompt is cached.
     #[schema(value_type = Option<Object>)]
     pub cache_control: Option<Value>,
-    /// Has no effect: nothing is edited.
+    /// Has no effect: the conversation is not edited.
     #[schema(value_type = Option<Object>)]
     pub context_management: Option<Value>,
     /// Send `tools`.
@@ -87,7 +102,7 @@ pub struct CountRequest {
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct InputMessage {
-    /// `user` or `assistant`; `system` is taken too.
+    /// `user` or `assistant`; `system` is accepted too.
     pub role: String,
     #[schema(inline)]
     pub content: InputParts,
@@ -96,11 +111,11 @@ pub struct InputMessage {
 /// A text, or parts.
 pub type InputParts = OneOrMany<InputPart>;
 
-/// Text, reasoning, a call or a call's result.
+/// A part of a message: text, reasoning, a tool call, or a call's result.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct InputPart {
     /// `text`, `document`, `search_result`, `thinking`, `redacted_thinking`, `tool_use`,
-    /// `tool_result`, `tool_reference`, or what a tool of Anthropic's servers left behind.
+    /// `tool_result`, `tool_reference`, or a type of Anthropic's own tools.
     #[serde(rename = "type")]
     pub kind: String,
     pub text: Option<String>,
@@ -112,18 +127,18 @@ pub struct InputPart {
     #[schema(value_type = Option<Object>)]
     pub input: Option<Value>,
     pub tool_use_id: Option<String>,
-    /// Of a call's or a search's result: a text, or parts of text.
+    /// Of a call's result or a search result: a text, or parts of text.
     #[schema(value_type = Option<String>)]
     pub content: Option<PartContent>,
     pub is_error: Option<bool>,
-    /// Of a document: what it says; of a search's result: where it is from.
+    /// Of a document: its content. Of a search result: where it comes from.
     #[schema(inline)]
     pub source: Option<Source>,
     pub title: Option<String>,
-    /// Of a document: more about it.
+    /// Of a document: context that the model is shown before its text.
     pub context: Option<String>,
     pub url: Option<String>,
-    /// Of a reference to a tool.
+    /// Of a `tool_reference`: the tool's name.
     pub tool_name: Option<String>,
     /// Has no effect: every prompt is cached.
     #[schema(value_type = Option<Object>)]
@@ -172,10 +187,10 @@ impl<'de> Deserialize<'de> for PartContent {
 /// Where a search's result is from, or what a document says.
 pub type Source = NameOr<DocumentSource>;
 
-/// What a document says.
+/// The content of a document.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct DocumentSource {
-    /// `text` or `content`; this model reads text only.
+    /// `text` (in `data`) or `content`: the model reads text only.
     #[serde(rename = "type")]
     pub kind: String,
     pub media_type: Option<String>,
@@ -188,12 +203,14 @@ pub struct DocumentSource {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct MessagesTool {
     pub name: Option<String>,
-    /// `custom`, also if absent. Tools of other types are left out.
+    /// `custom` (the default). Tools of other types are left out of the prompt.
     #[serde(rename = "type")]
     pub kind: Option<String>,
     pub description: Option<String>,
+    /// JSON schema of the arguments.
     #[schema(value_type = Option<Object>)]
     pub input_schema: Option<Value>,
+    /// Whether the arguments of calls must follow `input_schema`. Default: false.
     pub strict: Option<bool>,
     #[schema(value_type = Option<Object>)]
     pub cache_control: Option<Value>,
@@ -201,10 +218,12 @@ pub struct MessagesTool {
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct MessagesChoice {
-    /// `auto`, `any`, `tool` or `none`.
+    /// `auto` (the model decides), `any` (at least one call), `tool` or `none`.
     #[serde(rename = "type")]
     pub kind: String,
+    /// With `tool`: the name of the tool to call.
     pub name: Option<String>,
+    /// Whether a reply may contain at most one call. Default: false.
     pub disable_parallel_tool_use: Option<bool>,
 }
 
@@ -220,6 +239,8 @@ pub struct Thinking {
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct OutputConfig {
+    /// `none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`, given to the chat template as
+    /// a variable. Default: the template's.
     pub effort: Option<String>,
     pub format: Option<OutputFormat>,
 }
@@ -229,6 +250,7 @@ pub struct OutputFormat {
     /// `json_schema`.
     #[serde(rename = "type")]
     pub kind: String,
+    /// JSON schema that the reply follows.
     #[schema(value_type = Option<Object>)]
     pub schema: Option<Value>,
 }
@@ -249,7 +271,7 @@ pub struct Message {
     pub usage: MessagesUsage,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
-    /// What of the request's schemas is not enforced.
+    /// The parts of the request's schemas that are not enforced.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -279,7 +301,7 @@ pub struct MessagesUsage {
     pub input_tokens: u32,
     pub output_tokens: u32,
     pub cache_creation_input_tokens: u32,
-    /// Tokens of the prompt that an earlier request had computed.
+    /// Tokens of the prompt that were found in the prefix cache and not computed.
     pub cache_read_input_tokens: u32,
 }
 

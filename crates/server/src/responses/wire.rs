@@ -12,70 +12,100 @@ use crate::wire::unsupported::Unsupported;
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct ResponsesRequest {
+    /// A name listed by `/v1/models`. Default: the served model.
     pub model: Option<String>,
     #[schema(inline)]
     pub input: InputItems,
-    /// Comes first, as the system's message.
+    /// A system message, put before `input`.
     pub instructions: Option<String>,
+    /// Sampling temperature; 0 always chooses the likeliest token. Default: the checkpoint's, else
+    /// 1.
     #[schema(minimum = 0.0, maximum = 2.0)]
     pub temperature: Option<f64>,
+    /// Samples from the fewest likeliest tokens whose probabilities sum to at least this. Default:
+    /// the checkpoint's, else 1.
     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
     pub top_p: Option<f64>,
+    /// Samples from this many of the likeliest tokens; 0 and -1 mean all. Default: the
+    /// checkpoint's, else all.
     #[schema(minimum = -1)]
     pub top_k: Option<i64>,
+    /// Seed of sampling: the same seed and request give the same reply, bit for bit. Default:
+    /// random.
     pub seed: Option<i64>,
+    /// Most tokens of the reply, reasoning included. Default: the rest of the context, unless the
+    /// server was started with `--max-tokens-default`.
     #[schema(minimum = 1)]
     pub max_output_tokens: Option<i64>,
+    /// Adds log-probabilities of the reply's tokens, with this many alternatives for each.
     #[schema(minimum = 0, maximum = 20)]
     pub top_logprobs: Option<i64>,
+    /// Sends the reply while it is generated, as server-sent events. Default: false.
     pub stream: Option<bool>,
+    /// Has no effect: the last event has the usage. Refused unless `stream` is true.
     pub stream_options: Option<crate::wire::generation::StreamOptions>,
+    /// Tools that the model may call.
     pub tools: Option<Vec<ResponsesTool>>,
-    /// `none`, `auto`, `required`, the tool to call, or `allowed_tools`.
+    /// `none`, `auto` (the model decides), `required` (at least one call), an object that names the
+    /// tool to call, or `allowed_tools`. Default: `auto`.
     #[schema(inline)]
     pub tool_choice: Option<ToolChoice>,
+    /// Whether a reply may contain several calls. Default: true.
     pub parallel_tool_calls: Option<bool>,
     pub text: Option<TextOptions>,
     pub reasoning: Option<ReasoningOptions>,
-    /// `message.output_text.logprobs` adds log-probabilities, and `reasoning.encrypted_content` the
-    /// reasoning in the field of that name too, which some clients send back instead of its text.
-    /// Others have no effect: they are about tools of other services.
+    /// `message.output_text.logprobs` adds log-probabilities. `reasoning.encrypted_content` adds
+    /// the reasoning as `encrypted_content` too, which some clients send back instead of its text.
+    /// Other values have no effect: they are about tools that run at OpenAI.
     pub include: Option<Vec<String>>,
-    /// `disabled` refuses a prompt that is too long, `auto` cuts its beginning.
+    /// `disabled` refuses a prompt that is too long, `auto` cuts its beginning. Default:
+    /// `disabled`.
     pub truncation: Option<String>,
-    /// Nothing is stored, whatever is asked for: the reply says false.
+    /// Has no effect: nothing is stored, and the response says false.
     pub store: Option<bool>,
+    /// Variables for the chat template, by name. They take precedence over `reasoning.effort`.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// Requests with a lower number are scheduled first. Default: 0. Other numbers are refused
+    /// unless the server was started with `--allow-priority`.
     pub priority: Option<i64>,
+    /// A request shares cached prefixes only with requests that have the same salt. Default: none.
     #[schema(min_length = 1, max_length = 128)]
     pub cache_salt: Option<String>,
+    /// Id of the request, which its reply's id contains. An `x-request-id` header takes precedence.
+    /// Default: random.
     #[serde(alias = "rid")]
     pub request_id: Option<String>,
-    /// Comes back with the reply.
+    /// Returned unchanged in the response.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
+    /// Returned unchanged in the response; not used otherwise.
     pub user: Option<String>,
+    /// Not used.
     pub safety_identifier: Option<String>,
+    /// Not used.
     pub prompt_cache_key: Option<String>,
+    /// Not used.
     pub prompt_cache_retention: Option<String>,
-    /// `auto` and `default` only.
+    /// `auto` or `default`, which are the same here; other tiers are refused.
     pub service_tier: Option<String>,
-    /// Has no effect: it bounds calls of tools of other services.
+    /// Has no effect: it limits calls of tools that run at OpenAI.
     pub max_tool_calls: Option<i64>,
     /// Not used.
     #[schema(value_type = Option<Object>)]
     pub client_metadata: Option<Value>,
-    /// Nothing is stored: refused unless absent or null.
+    /// Refused unless absent or null: no responses are stored. Send the whole conversation in
+    /// `input`.
     #[schema(value_type = Unsupported)]
     pub previous_response_id: Option<Value>,
-    /// Nothing is stored: refused unless absent or null.
+    /// Refused unless absent or null: no conversations are stored. Send the whole conversation in
+    /// `input`.
     #[schema(value_type = Unsupported)]
     pub conversation: Option<Value>,
-    /// Nothing is stored: refused unless absent, null or false.
+    /// Refused unless absent, null or false: no responses are stored.
     #[schema(value_type = Unsupported)]
     pub background: Option<Value>,
-    /// Nothing is stored: refused unless absent or null.
+    /// Refused unless absent or null: no prompts are stored.
     #[schema(value_type = Unsupported)]
     pub prompt: Option<Value>,
     #[serde(default)]
@@ -109,12 +139,12 @@ pub type InputItems = OneOrMany<InputItem>;
 /// `none`, `auto`, `required`, the tool to call, or those that may be called.
 pub type ToolChoice = NameOr<ResponsesChoice>;
 
-/// A message, a call, a call's result, or earlier reasoning. What items of other types say is shown
-/// to the model if it is text, and left out otherwise.
+/// A message, a tool call, a call's result, or earlier reasoning. Items of other types are shown to
+/// the model if they have text, and left out otherwise.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct InputItem {
-    /// `message` (also if absent), `reasoning`, `function_call`, `custom_tool_call`, the output of
-    /// either, or any other.
+    /// `message` (the default), `reasoning`, `function_call`, `custom_tool_call`,
+    /// `function_call_output`, `custom_tool_call_output`, or any other type.
     #[serde(rename = "type")]
     pub kind: Option<String>,
     pub id: Option<String>,
@@ -124,19 +154,20 @@ pub struct InputItem {
     pub content: Option<Content>,
     pub call_id: Option<String>,
     pub name: Option<String>,
-    /// Of a call: the namespace that its tool is in.
+    /// Of a call: the namespace of its tool.
     pub namespace: Option<String>,
-    /// Of a function's call: JSON.
+    /// Of a function's call: its arguments, as JSON.
     #[schema(value_type = Option<String>)]
     pub arguments: Option<Value>,
-    /// Of a custom tool's call: a text.
+    /// Of a custom tool's call: its input, a text.
     pub input: Option<String>,
-    /// Of a call's output: a text, or parts.
+    /// Of a call's output: the result, as a text or as parts.
     #[schema(value_type = Option<Content>, inline)]
     pub output: Option<Value>,
     pub summary: Option<Vec<Part>>,
     pub encrypted_content: Option<String>,
-    /// Of calls that another service made or asked for.
+    /// Arguments of a call of one of OpenAI's own tools, such as `web_search_call`. Other types
+    /// have them in `operation`, `actions`, `queries` or `code`.
     #[schema(value_type = Option<Object>)]
     pub action: Option<Value>,
     #[schema(value_type = Option<Object>)]
@@ -147,12 +178,13 @@ pub struct InputItem {
     pub queries: Option<Value>,
     pub code: Option<String>,
     pub server_label: Option<String>,
-    /// Of what came of them.
+    /// Result of a call of one of OpenAI's own tools. Other types have it in `outputs`.
     #[schema(value_type = Option<Vec<Object>>)]
     pub results: Option<Value>,
     #[schema(value_type = Option<Vec<Object>>)]
     pub outputs: Option<Value>,
-    /// Also of an item of the type `additional_tools`, which offers them like those of the request.
+    /// Of an item of the type `additional_tools`: tools that the model may call, besides those of
+    /// the request. Of a call's output without `output`: the result.
     #[schema(value_type = Option<Vec<Object>>)]
     pub tools: Option<Value>,
     #[schema(value_type = Option<Object>)]
@@ -168,20 +200,20 @@ impl From<String> for InputItem {
 
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct ResponsesTool {
-    /// `function`, `custom` or `namespace`. Tools of other types are left out.
+    /// `function`, `custom` or `namespace`. Tools of other types are left out of the prompt.
     #[serde(rename = "type")]
     pub kind: String,
     pub name: Option<String>,
     pub description: Option<String>,
-    /// Of a function.
+    /// Of a function: JSON schema of its arguments.
     #[schema(value_type = Option<Object>)]
     pub parameters: Option<Value>,
-    /// Of a function.
+    /// Of a function: whether the arguments of calls must follow `parameters`. Default: false.
     pub strict: Option<bool>,
-    /// Of a custom tool.
+    /// Of a custom tool: the form of its input.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<CustomFormat>,
-    /// Functions and custom tools of a namespace.
+    /// Of a namespace: its functions and custom tools.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(no_recursion)]
     pub tools: Option<Vec<ResponsesTool>>,
@@ -194,13 +226,13 @@ pub struct ResponsesChoice {
     pub kind: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// That the tool is in.
+    /// The namespace of the tool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// Of `allowed_tools`: `auto`, or `required` if one of them must be called.
+    /// Of `allowed_tools`: `auto`, or `required` if one of the tools must be called.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
-    /// Of `allowed_tools`.
+    /// Of `allowed_tools`: the tools that may be called.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<AllowedTool>>,
 }
@@ -208,12 +240,12 @@ pub struct ResponsesChoice {
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 #[schema(as = ResponsesAllowedTool)]
 pub struct AllowedTool {
-    /// `function` or `custom`. Other types are left out.
+    /// `function` or `custom`. Tools of other types are left out.
     #[serde(rename = "type")]
     pub kind: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// That the tool is in.
+    /// The namespace of the tool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
 }
@@ -226,7 +258,7 @@ pub struct TextOptions {
 
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct TextFormat {
-    /// `text`, `json_object` or `json_schema`.
+    /// `text` (any text), `json_object` or `json_schema`.
     #[serde(rename = "type")]
     pub kind: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -242,16 +274,19 @@ pub struct TextFormat {
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 pub struct ReasoningOptions {
+    /// `none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`, given to the chat template as
+    /// a variable; `none` turns reasoning off if the template can. Default: the template's.
     pub effort: Option<String>,
     pub summary: Option<String>,
 }
 
-/// A reply, whole or as far as it is.
+/// A reply, whole or as far as it is generated.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ResponseObject {
     pub id: String,
     /// `response`.
     pub object: &'static str,
+    /// Unix time in seconds.
     pub created_at: u64,
     /// `in_progress`, `completed`, `incomplete` or `failed`.
     pub status: &'static str,
@@ -268,9 +303,9 @@ pub struct ResponseObject {
     pub store: bool,
     pub temperature: f64,
     pub text: TextOptions,
-    /// As the request has it.
+    /// The request's `tool_choice`, else `auto`.
     pub tool_choice: Value,
-    /// Those that the model may call.
+    /// The request's tools, except those that were left out of the prompt.
     pub tools: Vec<ResponsesTool>,
     pub top_p: f64,
     pub truncation: String,
@@ -279,7 +314,7 @@ pub struct ResponseObject {
     #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
     pub metrics: Option<Metrics>,
-    /// What of the request's schemas is not enforced.
+    /// The parts of the request's schemas that are not enforced.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -292,7 +327,7 @@ pub struct ResponseError {
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Incomplete {
-    /// `max_output_tokens`, or `aborted` for what `/abort_requests` ended.
+    /// `max_output_tokens`, or `aborted` if `/abort_requests` ended the reply.
     pub reason: &'static str,
 }
 
@@ -320,7 +355,7 @@ pub enum OutputItem {
         name: String,
         #[serde(skip_serializing_if = "Option::is_none")]
         namespace: Option<String>,
-        /// JSON.
+        /// The arguments, as a string of JSON.
         arguments: String,
     },
     CustomToolCall {
@@ -330,7 +365,7 @@ pub enum OutputItem {
         name: String,
         #[serde(skip_serializing_if = "Option::is_none")]
         namespace: Option<String>,
-        /// A text.
+        /// The input, a text.
         input: String,
     },
 }

@@ -14,8 +14,8 @@ use crate::wire::control::{AbortRequest, Aborted, LoadBody, VersionBody};
 /// Prefixes that may precede a request's own id in the id of its reply.
 const PREFIXES: [&str; 5] = ["", "chatcmpl-", "cmpl-", "resp_", "msg_"];
 
-/// Ends replies by their ids, as a closed connection would. With keys, only those that were asked
-/// for with the same key.
+/// Ends replies by their ids, as a closed connection would. If the server has API keys, it ends
+/// only replies to requests with the caller's key.
 #[utoipa::path(
     post,
     path = "/abort_requests",
@@ -58,7 +58,7 @@ pub(crate) async fn version() -> Json<VersionBody> {
     Json(VersionBody { version: env!("CARGO_PKG_VERSION") })
 }
 
-/// How much there is to do.
+/// The server's load: requests, KV cache and memory.
 #[utoipa::path(
     get,
     path = "/load",

@@ -12,7 +12,7 @@ use kilotok_generation::Health;
 
 type Answer = (StatusCode, Json<HealthBody>);
 
-/// Whether replies advance.
+/// Whether the engine makes progress with the replies that it has.
 #[utoipa::path(
     get,
     path = "/health",
@@ -27,7 +27,7 @@ pub(crate) async fn health(State(service): State<Arc<Service>>) -> Answer {
     answer(matches!(health, Health::Ok { .. } | Health::Draining), health)
 }
 
-/// Whether new requests are welcome.
+/// Whether new requests should be sent to this server.
 #[utoipa::path(
     get,
     path = "/ready",
@@ -44,7 +44,8 @@ pub(crate) async fn ready(State(service): State<Arc<Service>>) -> Answer {
     }
 }
 
-/// Whether the process should be left alone: it should not once the engine has failed.
+/// Whether the process should go on running. Once the engine has failed for good, it should be
+/// restarted.
 #[utoipa::path(
     get,
     path = "/live",

@@ -8,7 +8,7 @@ use axum::response::IntoResponse;
 
 use crate::service::Service;
 
-/// All series in Prometheus' text form.
+/// All metrics, in Prometheus' text format.
 #[utoipa::path(
     get,
     path = "/metrics",

@@ -55,7 +55,7 @@ pub(crate) async fn list(
     Ok(Json(Models::Anthropic(models)).into_response())
 }
 
-/// Describes one name.
+/// Describes the model under one of its names.
 #[utoipa::path(
     get,
     path = "/v1/models/{id}",

@@ -48,7 +48,7 @@ pub(crate) async fn server_info(State(service): State<Arc<Service>>) -> Response
     Json(info).into_response()
 }
 
-/// How much there is to do, as SGLang has it: a list with one entry.
+/// The server's load, as SGLang describes it: a list with one entry.
 #[utoipa::path(
     get,
     path = "/get_load",

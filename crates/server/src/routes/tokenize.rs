@@ -17,8 +17,8 @@ use crate::wire::tokenize::{DetokenizeRequest, Detokenized, TokenizeRequest, Tok
 /// Approximate bytes of text per token.
 const TOKEN_BYTES: usize = 4;
 
-/// Cuts a text or a conversation into tokens, at most as many as fit into the model's context.
-/// Special tokens are recognised in a raw prompt; in a conversation the template alone writes them.
+/// Tokenizes a text or a conversation, which must fit into the model's context. Special tokens are
+/// recognised in a text; in a conversation only the chat template writes them.
 #[utoipa::path(
     post,
     path = "/tokenize",
@@ -85,7 +85,7 @@ fn chat_prompt(request: TokenizeRequest) -> Result<ChatPrompt, ApiError> {
     })
 }
 
-/// Makes text of tokens.
+/// Converts token ids to text.
 #[utoipa::path(
     post,
     path = "/detokenize",

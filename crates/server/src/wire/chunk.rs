@@ -12,6 +12,7 @@ pub struct Chunk<'a, C> {
     pub id: &'a str,
     /// `chat.completion.chunk` or `text_completion`.
     pub object: &'static str,
+    /// Unix time in seconds.
     pub created: u64,
     pub model: &'a str,
     pub choices: &'a [C],
@@ -26,7 +27,7 @@ pub struct Chunk<'a, C> {
     pub prompt_token_ids: Option<&'a [u32]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
-    /// What of the request's schemas is not enforced, in the last chunk of a choice.
+    /// The parts of the request's schemas that are not enforced, in the last chunk of a choice.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub warnings: &'a [String],
 }

@@ -69,10 +69,11 @@ pub type Strings = OneOrMany<String>;
 /// A text, or parts of it.
 pub type Content = OneOrMany<Part>;
 
-/// A part of a message. This model reads text: other parts are refused by name.
+/// A part of a message. The model reads text only: parts of other types are refused, or left out of
+/// a tool's result.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
 pub struct Part {
-    /// `text`, in the words of each API: also `input_text`, `output_text` and `refusal`.
+    /// `text`, or another API's name for it: `input_text`, `output_text` or `refusal`.
     #[serde(rename = "type")]
     pub kind: String,
     pub text: Option<String>,

@@ -6,14 +6,14 @@
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-/// What a client may tune about a stream.
+/// Options of a streamed reply.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 pub struct StreamOptions {
-    /// One chunk more, before the end, with `usage` and no choices.
+    /// Sends one more chunk at the end, with `usage` and without choices. Default: false.
     pub include_usage: Option<bool>,
-    /// `usage` and `metrics` so far, on every chunk.
+    /// Sends `usage` and `metrics` so far with every chunk. Default: false.
     pub continuous_usage_stats: Option<bool>,
-    /// Has no effect: nothing is padded.
+    /// Has no effect: chunks are never padded.
     pub include_obfuscation: Option<bool>,
 }
 
@@ -24,100 +24,127 @@ macro_rules! shared_fields {
         $make! {
             { $($own)* }
             generation {
-                /// 0 chooses the likeliest token. Default: the checkpoint's, else 1.
+                /// Sampling temperature; 0 always chooses the likeliest token. Default: the
+                /// checkpoint's, else 1.
                 #[schema(minimum = 0.0, maximum = 2.0)]
                 temperature: Option<f64>,
-                /// The likeliest tokens until their probabilities sum to this.
+                /// Samples from the fewest likeliest tokens whose probabilities sum to at least
+                /// this. Default: the checkpoint's, else 1.
                 #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
                 top_p: Option<f64>,
-                /// This many of the likeliest tokens; 0 and -1 mean all.
+                /// Samples from this many of the likeliest tokens; 0 and -1 mean all. Default: the
+                /// checkpoint's, else all.
                 #[schema(minimum = -1)]
                 top_k: Option<i64>,
-                /// Drops tokens less likely than this fraction of the likeliest.
+                /// Drops tokens whose probability is less than this fraction of the likeliest
+                /// token's. Default: the checkpoint's, else 0.
                 #[schema(minimum = 0.0, maximum = 1.0)]
                 min_p: Option<f64>,
-                /// The same seed and request give the same reply, bit for bit. Drafts are then
-                /// verified by sample and match.
+                /// Seed of sampling: the same seed and request give the same reply, bit for bit.
+                /// Drafts are then verified by sample and match. Default: random.
                 seed: Option<i64>,
-                /// Replies to each prompt.
+                /// Number of replies to each prompt. Default: 1.
                 #[schema(minimum = 1)]
                 n: Option<i64>,
+                /// Subtracted once from the logit of every token that the reply contains. Default:
+                /// 0.
                 #[schema(minimum = -2.0, maximum = 2.0)]
                 presence_penalty: Option<f64>,
+                /// Subtracted from the logit of a token for each time the reply contains it.
+                /// Default: 0.
                 #[schema(minimum = -2.0, maximum = 2.0)]
                 frequency_penalty: Option<f64>,
-                /// 1 leaves everything as it is.
+                /// Divides positive logits, and multiplies negative ones, of tokens that prompt or
+                /// reply contain; 1 changes nothing. Default: the checkpoint's, else 1.
                 #[schema(minimum = 0.01, maximum = 10.0)]
                 repetition_penalty: Option<f64>,
-                /// Token ids, each with a number from -100 to 100 added to its logit.
+                /// Maps token ids to numbers from -100 to 100 that are added to their logits.
                 logit_bias: Option<std::collections::BTreeMap<String, f64>>,
-                /// Texts that must not be completed.
+                /// Texts that the reply must not contain: a token that would complete one is never
+                /// chosen.
                 bad_words: Option<Vec<String>>,
-                /// No other tokens are chosen.
+                /// Ids of the only tokens that may be chosen. Default: all.
                 allowed_token_ids: Option<Vec<i64>>,
-                /// The reply does not end before so many tokens.
+                /// The reply does not end before it has this many tokens. Default: 0.
                 #[schema(minimum = 0)]
                 min_tokens: Option<i64>,
-                /// Texts that end the reply.
+                /// A text, or a list of texts, that ends the reply where it occurs.
                 #[schema(inline)]
                 stop: Option<crate::wire::content::Strings>,
-                /// Tokens that end the reply, beside the model's own.
+                /// Ids of tokens that end the reply, besides the model's own end tokens.
                 stop_token_ids: Option<Vec<i64>>,
-                /// The model's own end tokens end nothing.
+                /// The reply goes on past the model's own end tokens. Default: false.
                 ignore_eos: Option<bool>,
-                /// The text that ended the reply stays in it.
+                /// Keeps the stop text that ended the reply in its text. Default: false.
                 include_stop_str_in_output: Option<bool>,
-                /// Whether tokens such as `<|im_end|>` are left out of the text.
+                /// Whether special tokens such as `<|im_end|>` are left out of the text. Default:
+                /// true.
                 skip_special_tokens: Option<bool>,
-                /// Log-probabilities of the prompt's tokens, with so many alternatives.
+                /// Adds log-probabilities of the prompt's tokens, with this many alternatives for
+                /// each, at most 20.
                 #[schema(minimum = 0)]
                 prompt_logprobs: Option<i64>,
-                /// Adds `token_ids` and `prompt_token_ids`.
+                /// Adds the token ids of reply and prompt, as `token_ids` and `prompt_token_ids`.
+                /// Default: false.
                 return_token_ids: Option<bool>,
-                /// Tokens in log-probabilities are written `token_id:7`.
+                /// Writes tokens in log-probabilities as `token_id:7`, instead of as text. Default:
+                /// false.
                 return_tokens_as_token_ids: Option<bool>,
-                /// Keeps the last so many tokens of a longer prompt; -1 keeps what fits.
+                /// Cuts longer prompts to this many tokens; -1 keeps as many as fit. Default:
+                /// prompts are not cut, and one that does not fit is refused.
                 #[schema(minimum = -1)]
                 truncate_prompt_tokens: Option<i64>,
-                /// Which end of a long prompt is cut: `left` or `right`.
+                /// Which end of a long prompt is cut: `left`, its beginning, or `right`. Default:
+                /// `left`.
                 truncation_side: Option<String>,
-                /// Lower goes first. Other than 0 only where the server allows it.
+                /// Requests with a lower number are scheduled first. Default: 0. Other numbers are
+                /// refused unless the server was started with `--allow-priority`.
                 #[schema(minimum = -100, maximum = 100)]
                 priority: Option<i64>,
-                /// Requests share cached prefixes only with those of the same salt.
+                /// A request shares cached prefixes only with requests that have the same salt.
+                /// Default: none.
                 #[schema(min_length = 1, max_length = 128)]
                 cache_salt: Option<String>,
-                /// Names the request, if no `x-request-id` header does.
+                /// Id of the request, which its reply's id contains. An `x-request-id` header takes
+                /// precedence. Default: random.
                 #[serde(alias = "rid")]
                 request_id: Option<String>,
-                /// Sends the reply as it comes, as server-sent events.
+                /// Sends the reply while it is generated, as server-sent events. Default: false.
                 stream: Option<bool>,
+                /// Options of a streamed reply; refused unless `stream` is true.
                 stream_options: Option<crate::wire::generation::StreamOptions>,
-                /// Tokens that a chunk waits for, the last one excepted.
+                /// Number of tokens that a chunk waits for; the first and the last chunk do not
+                /// wait. Default: 1.
                 #[schema(minimum = 1)]
                 stream_interval: Option<i64>,
-                /// Whether tokens may be drafted. It changes the speed, no token of a greedy reply
-                /// or of one to a seed, and no probability of any token.
+                /// Whether tokens may be drafted (speculative decoding). Without drafts a reply is
+                /// slower, but a greedy or seeded one has the same tokens, and any other the same
+                /// distribution of tokens. Default: true.
                 drafts: Option<bool>,
             }
             constraints {
+                /// The form of the reply's text, as in OpenAI's API. A request may have only one of
+                /// the fields that constrain the text.
                 response_format: Option<crate::wire::tools::ResponseFormat>,
+                /// A constraint of the reply's text, as in vLLM.
                 structured_outputs: Option<crate::wire::tools::StructuredOutputs>,
-                /// The whole reply matches this, as SGLang has it.
+                /// A regular expression that the whole reply matches, as in SGLang.
                 regex: Option<String>,
-                /// The reply follows this grammar, as SGLang has it.
+                /// A grammar that the reply follows, as in SGLang: Lark, or EBNF in the manner of
+                /// GBNF.
                 ebnf: Option<String>,
-                /// llama.cpp's name for the same.
+                /// llama.cpp's name for `ebnf`.
                 grammar: Option<String>,
-                /// llama.cpp's name for a JSON schema that the reply follows.
+                /// A JSON schema that the reply follows, as in llama.cpp.
                 #[schema(value_type = Option<Object>)]
                 json_schema: Option<serde_json::Value>,
-                /// Ollama's: `json`, or a JSON schema.
+                /// `json` for any JSON object, or a JSON schema that the reply follows, as in
+                /// Ollama.
                 #[schema(value_type = Option<Object>)]
                 format: Option<serde_json::Value>,
             }
             others {
-                /// OpenAI's name for who asks; not used.
+                /// OpenAI's name of the end user. Not used.
                 user: Option<String>,
                 /// Send `n` for several replies.
                 #[serde(default)]

@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
-/// Of a chat reply.
+/// Log-probabilities of a chat reply.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct ChatLogprobs {
     pub content: Vec<ChatLogprob>,
@@ -26,11 +26,11 @@ pub struct TopLogprob {
     pub bytes: Option<Vec<u8>>,
 }
 
-/// Of a plain completion, one entry per token.
+/// Log-probabilities of a plain completion. Each list has one entry per token.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct TextLogprobs {
     pub tokens: Vec<String>,
-    /// The first of an echoed prompt is null.
+    /// Null for the first token of an echoed prompt.
     pub token_logprobs: Vec<Option<f32>>,
     #[schema(value_type = Vec<Option<Object>>)]
     pub top_logprobs: Vec<Option<Pairs<String, f32>>>,

@@ -8,16 +8,17 @@ use utoipa::ToSchema;
 /// Speed of one request, on every reply and on the last chunk of a stream.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Metrics {
+    /// Milliseconds from the request's admission to the first token.
     pub time_to_first_token_ms: Option<f64>,
-    /// From the first token to the last.
+    /// Milliseconds from the first token to the last.
     pub generation_time_ms: Option<f64>,
-    /// From acceptance to the first step.
+    /// Milliseconds from the request's admission to its first step.
     pub queue_time_ms: Option<f64>,
-    /// Between tokens, not steps.
+    /// Mean milliseconds from one token to the next; a step may bring several tokens.
     pub mean_itl_ms: Option<f64>,
-    /// While generating: the first token and the time to it are left out.
+    /// Tokens per second after the first token; the time to the first token does not count.
     pub tokens_per_second: Option<f64>,
-    /// Absent when nothing was drafted.
+    /// Acceptance of drafts. Null if nothing was drafted.
     pub speculative_decoding: Option<Speculation>,
 }
 
@@ -25,11 +26,11 @@ pub struct Metrics {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Rule {
-    /// Sample and match: the tokens are those without drafts.
+    /// Sample and match: the tokens are the same as without drafts.
     Match,
-    /// Rejection sampling: the distribution is that without drafts.
+    /// Rejection sampling: the distribution of tokens is the same as without drafts.
     Rejection,
-    /// Made up, to measure with weights that are made up.
+    /// Drafts are accepted at random, to measure with made-up weights.
     Assumed,
 }
 
@@ -46,16 +47,18 @@ impl From<Verification> for Rule {
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Speculation {
     pub verification: Rule,
-    /// Tokens per step: accepted drafts and the one that the model adds.
+    /// Mean tokens per step that verified drafts: the accepted drafts, and the token that the model
+    /// adds.
     pub mean_acceptance_length: f64,
-    /// Accepted drafts of all.
+    /// Share of drafts that were accepted, from 0 to 1.
     pub draft_acceptance_rate: f64,
-    /// Steps in which 0, 1, 2 ... drafts were accepted.
+    /// Number of steps in which 0, 1, 2 ... drafts were accepted.
     pub acceptance_histogram: Vec<u64>,
+    /// Steps that verified drafts.
     pub num_spec_steps: u64,
     pub num_accepted_draft_tokens: u64,
     pub num_draft_tokens: u64,
-    /// The most drafts that a step may have.
+    /// Most drafts that a step may verify.
     pub num_spec_tokens: u32,
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// The list in the form that the client knows.
+/// The list in OpenAI's form, or in Anthropic's if the request has an `anthropic-version` header.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum Models<'a> {
@@ -11,7 +11,7 @@ pub enum Models<'a> {
     Anthropic(ModelPage<'a>),
 }
 
-/// One name in the form that the client knows.
+/// One name in OpenAI's form, or in Anthropic's if the request has an `anthropic-version` header.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum Model<'a> {
@@ -32,18 +32,18 @@ pub struct ModelCard<'a> {
     pub id: &'a str,
     /// `model`.
     pub object: &'static str,
-    /// When the server started.
+    /// When the server started, in Unix time in seconds.
     pub created: u64,
     pub owned_by: &'static str,
-    /// Where the checkpoint came from.
+    /// The checkpoint's folder on the server.
     pub root: &'a str,
     #[schema(value_type = Option<String>)]
     pub parent: (),
-    /// Most tokens of a prompt and its reply together.
+    /// Most tokens that a prompt and its reply may have together.
     pub max_model_len: u32,
 }
 
-/// A part of the names, in Anthropic's form.
+/// A page of the list of names, in Anthropic's form.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ModelPage<'a> {
     pub data: Vec<ModelInfo<'a>>,
@@ -60,15 +60,15 @@ pub struct ModelInfo<'a> {
     #[serde(rename = "type")]
     pub kind: &'static str,
     pub id: &'a str,
-    /// The same.
+    /// The same as `id`.
     pub display_name: &'a str,
-    /// When the server started, as RFC 3339 writes it.
+    /// When the server started, in the format of RFC 3339.
     pub created_at: String,
     /// `active`.
     pub lifecycle: &'static str,
-    /// Most tokens of a prompt and its reply together.
+    /// Most tokens that a prompt and its reply may have together.
     pub max_input_tokens: u32,
-    /// Most tokens of a reply.
+    /// Most tokens that a reply may have.
     pub max_tokens: u32,
 }
 
@@ -76,11 +76,11 @@ pub struct ModelInfo<'a> {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PageOptions {
-    /// The names that come after this one.
+    /// In Anthropic's form: lists the names after this one.
     pub after_id: Option<String>,
-    /// The names that come before this one.
+    /// In Anthropic's form: lists the names before this one.
     pub before_id: Option<String>,
-    /// So many names at most. Default: 20.
+    /// In Anthropic's form: the most names to list. Default: 20.
     #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<i64>,
 }

@@ -5,37 +5,38 @@ use utoipa::ToSchema;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckpointInfo<'a> {
-    /// Where the checkpoint came from.
+    /// The checkpoint's folder on the server.
     pub model_path: &'a str,
     pub tokenizer_path: &'a str,
-    /// True: the model writes text, and is none that embeds or scores it.
+    /// Always true: the model generates text, instead of embedding or scoring it.
     pub is_generation: bool,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ServerInfo<'a> {
-    /// Where the checkpoint came from.
+    /// The checkpoint's folder on the server.
     pub model_path: &'a str,
-    /// The first name under which the model is served. The router knows the worker's model by it.
+    /// The first name under which the model is served, by which the router knows it.
     pub served_model_name: &'a str,
     pub version: &'static str,
-    /// 1: a server is one engine.
+    /// Data-parallel size. Always 1: a server is one engine.
     pub dp_size: u32,
-    /// Most tokens of a prompt and its reply together.
+    /// Most tokens that a prompt and its reply may have together.
     pub context_length: u32,
+    /// Most requests that run at once; further ones wait.
     pub max_running_requests: u32,
-    /// Tokens that the K/V cache can hold.
+    /// Tokens that the KV cache can hold.
     pub max_total_num_tokens: u64,
 }
 
 /// The load of one engine.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EngineLoad {
-    /// 0: a server is one engine.
+    /// Data-parallel rank. Always 0: a server is one engine.
     pub dp_rank: u32,
     /// Requests that run or wait.
     pub num_reqs: u32,
     pub num_waiting_reqs: u32,
-    /// Tokens in the K/V cache.
+    /// Tokens in the KV cache.
     pub num_tokens: u64,
 }

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::tools::ChatTool;
 use crate::chat::wire::ChatMessage;
 
-/// A text or a conversation, to be cut into tokens: `prompt` or `messages`, not both.
+/// A text or a conversation to tokenize: `prompt` or `messages`, not both.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct TokenizeRequest {
     pub model: Option<String>,
@@ -19,14 +19,18 @@ pub struct TokenizeRequest {
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
     pub reasoning_effort: Option<String>,
-    /// Has no effect on a conversation: templates write their own.
+    /// Has no effect: a prompt has only the special tokens that its text contains, and a chat
+    /// template writes its own.
     pub add_special_tokens: Option<bool>,
+    /// Adds the text of each token, as `token_strs`. Default: false.
     pub return_token_strs: Option<bool>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Tokenized {
+    /// Number of tokens.
     pub count: usize,
+    /// Most tokens that a prompt and its reply may have together.
     pub max_model_len: u32,
     pub tokens: Vec<u32>,
     pub token_strs: Option<Vec<String>>,
@@ -40,5 +44,6 @@ pub struct DetokenizeRequest {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Detokenized {
+    /// The text of the tokens.
     pub prompt: String,
 }

@@ -11,7 +11,7 @@ use super::unsupported::Unsupported;
 /// A tool that the model may call.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ChatTool {
-    /// `function` or `custom`. Tools of other types are left out.
+    /// `function` or `custom`. Tools of other types are left out of the prompt.
     #[serde(rename = "type")]
     #[schema(example = "function")]
     pub kind: String,
@@ -24,9 +24,10 @@ pub struct FunctionSpec {
     #[schema(pattern = "^[a-zA-Z0-9_.:/-]{1,256}$")]
     pub name: String,
     pub description: Option<String>,
-    /// A JSON schema of the arguments.
+    /// JSON schema of the arguments. Default: an object without properties.
     #[schema(value_type = Option<Object>)]
     pub parameters: Option<Value>,
+    /// Whether the arguments of calls must follow `parameters`. Default: false.
     pub strict: Option<bool>,
 }
 
@@ -39,16 +40,17 @@ pub struct CustomSpec {
     pub format: Option<CustomFormat>,
 }
 
-/// What texts a custom tool takes. The Responses API has the grammar's fields here, the chat API in
-/// `grammar`; both are read in both.
+/// The form of the text that a custom tool takes. The Responses API has `syntax` and `definition`
+/// here, the chat API has them in `grammar`; both places are read in both APIs.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct CustomFormat {
-    /// `text` or `grammar`.
+    /// `text` (any text) or `grammar`.
     #[serde(rename = "type")]
     pub kind: String,
     /// `lark` or `regex`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub syntax: Option<String>,
+    /// The grammar or the regular expression.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definition: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,13 +61,14 @@ pub struct CustomFormat {
 pub struct GrammarFormat {
     /// `lark` or `regex`.
     pub syntax: Option<String>,
+    /// The grammar or the regular expression.
     pub definition: Option<String>,
 }
 
 /// `none`, `auto`, `required`, the tool to call, or those that may be called.
 pub type ToolChoice = NameOr<ChatChoice>;
 
-/// Which tool must be called, or which may be.
+/// The tool that must be called, or the tools that may be called.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ChatChoice {
     /// `function`, `custom` or `allowed_tools`.
@@ -81,24 +84,24 @@ pub struct ToolName {
     pub name: String,
 }
 
-/// The prompt shows all tools, but only these may be called.
+/// The tools that may be called. The prompt still shows the others.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct AllowedTools {
-    /// `auto`, or `required` if one of them must be called.
+    /// `auto`, or `required` if one of the tools must be called.
     pub mode: Option<String>,
     pub tools: Vec<AllowedTool>,
 }
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct AllowedTool {
-    /// `function` or `custom`. Other types are left out.
+    /// `function` or `custom`. Tools of other types are left out.
     #[serde(rename = "type")]
     pub kind: String,
     pub function: Option<ToolName>,
     pub custom: Option<ToolName>,
 }
 
-/// A call that an assistant made earlier.
+/// A call in an earlier message of the assistant.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct PastCall {
     pub id: Option<String>,
@@ -111,7 +114,7 @@ pub struct PastCall {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct PastFunction {
     pub name: String,
-    /// JSON, as a string or as it is.
+    /// The arguments: JSON in a string, or the JSON object itself.
     #[schema(value_type = Option<String>)]
     pub arguments: Option<Value>,
 }
@@ -122,14 +125,14 @@ pub struct PastCustom {
     pub input: Option<String>,
 }
 
-/// The format of a reply.
+/// The form of a reply's text.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ResponseFormat {
-    /// `text`, `json_object` or `json_schema`.
+    /// `text` (any text), `json_object` or `json_schema`.
     #[serde(rename = "type")]
     pub kind: String,
     pub json_schema: Option<NamedSchema>,
-    /// A schema beside `json_object`, as llama.cpp has it.
+    /// With `json_object`: a JSON schema that the object follows, as in llama.cpp.
     #[schema(value_type = Option<Object>)]
     pub schema: Option<Value>,
 }
@@ -143,23 +146,27 @@ pub struct NamedSchema {
     pub strict: Option<bool>,
 }
 
-/// vLLM's constraints of a reply: one of them.
+/// vLLM's constraints of a reply's text: exactly one of `json`, `regex`, `choice`, `grammar` and
+/// `json_object`.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct StructuredOutputs {
-    /// A JSON schema, as an object or as a string.
+    /// A JSON schema that the reply follows, as an object or as a string.
     #[schema(value_type = Option<Object>)]
     pub json: Option<Value>,
+    /// A regular expression that the whole reply matches.
     pub regex: Option<String>,
+    /// Texts of which the reply is one.
     pub choice: Option<Vec<String>>,
-    /// Lark, or EBNF in the manner of GBNF.
+    /// A grammar that the reply follows: Lark, or EBNF in the manner of GBNF.
     pub grammar: Option<String>,
+    /// Whether the reply must be a JSON object.
     pub json_object: Option<bool>,
     #[serde(default)]
     pub structural_tag: Unsupported,
     /// A regular expression for the white space between tokens of JSON. Default: a space, or a line
     /// end with indentation.
     pub whitespace_pattern: Option<String>,
-    /// No white space between tokens of JSON.
+    /// Allows no white space between tokens of JSON. Default: false.
     pub disable_any_whitespace: Option<bool>,
 }
 
@@ -174,18 +181,18 @@ pub enum ToolCall {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct CalledFunction {
     pub name: String,
-    /// JSON.
+    /// The arguments, as a string of JSON.
     pub arguments: String,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct CalledCustom {
     pub name: String,
-    /// A text.
+    /// The input, a text.
     pub input: String,
 }
 
-/// A call, or a part of one, in a chunk.
+/// A call, or a part of one, in a chunk of a stream.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ToolCallDelta<'a> {
     pub index: u32,

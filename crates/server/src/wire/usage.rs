@@ -6,8 +6,9 @@ use utoipa::ToSchema;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
+    /// Tokens of the prompts. A prompt with several replies counts once.
     pub prompt_tokens: u32,
-    /// Reasoning and calls included.
+    /// Tokens of the replies, reasoning and calls included.
     pub completion_tokens: u32,
     pub total_tokens: u32,
     pub prompt_tokens_details: PromptDetails,
@@ -33,7 +34,7 @@ impl Usage {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct PromptDetails {
-    /// Tokens that an earlier request had computed.
+    /// Tokens of the prompts that were found in the prefix cache and not computed.
     pub cached_tokens: u32,
 }
 
