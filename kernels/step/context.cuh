@@ -1,5 +1,6 @@
-// The drafter's context: fc * taps of committed tokens, normed, then each layer's keys and values,
-// written to the pages. The layers' own input norms are not applied.
+// The drafter's context: fc * taps of the batch's tokens, normed, then each layer's keys and
+// values, written to the pages. The layers' own input norms are not applied. Rejected drafts are
+// among the tokens; a later step overwrites their keys and values before anything reads them.
 //
 // Reads `taps` at the rows that the batch's tokens name. There is a grid barrier after the fusion,
 // one after the norm, and one after the projections of all layers if their epilogue does not make

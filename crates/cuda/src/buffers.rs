@@ -43,8 +43,9 @@ const PACKET_SETS: usize = 2;
 const READERS: usize = 2;
 /// The counters of a launch.
 pub(crate) const BARRIER_BYTES: usize = COUNTERS * COUNTER_BYTES;
-/// Bytes of the flags of all ranks, which follow the packets. After them come a packet of 16 bytes
-/// for each draft and rank, the logits, and a packet for each candidate of a draft.
+/// Bytes of the flags of all ranks, which follow the packets and sums of all-reduces. After them
+/// come a packet of 16 bytes for each draft and rank, the logits, and a packet for each candidate
+/// of a draft.
 const FLAGS_BYTES: usize = 128;
 /// The alignment of a token's logits, in values.
 const LOGITS_ALIGNMENT: usize = 16;

@@ -16,7 +16,7 @@ constexpr int LOGITS_STRIDE = align_up(VOCAB, 16);
 // Logits of one rank.
 constexpr int RANK_LOGITS = VOCAB / RANKS;
 
-// The receive buffer of a rank, after the packets of all-reduces: two flags of every rank,
+// The receive buffer of a rank, after the packets and sums of all-reduces: two flags of every rank,
 // `[wanted, ranks]` packets with one draft each, all logits, `[wanted, ranks, CANDIDATES_MAX]`
 // packets with one candidate each.
 constexpr size_t FLAGS_OFFSET = ALL_REDUCE_BYTES;

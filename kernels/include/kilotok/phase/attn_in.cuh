@@ -282,8 +282,8 @@ __device__ __forceinline__ int context_row(int layer) {
   return layer * KEY_VALUE_ROWS - QkvRows<KIND>::KEY;
 }
 
-// The same without queries: the keys and values of committed tokens in a layer of the drafter. Each
-// layer begins with another CTA, so that layers do not wait for each other.
+// The same without queries: the keys and values of the batch's tokens in a layer of the drafter.
+// Each layer begins with another CTA, so that layers do not wait for each other.
 template <int KIND>
 __device__ __forceinline__ void attn_context(const Cta& cta, const LayerMemory& layer, int index,
                                              const HeldBatch& batch) {
