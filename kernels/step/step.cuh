@@ -274,9 +274,9 @@ __device__ __forceinline__ void attention(Warp& w) {
   cta.stamp(Stamp::Output);
 }
 
-// Consumers: all layers. `stream.part` holds what the embedding, attention or a network adds, and
-// the norm that follows was begun: two turns a layer, and one for the last norm. Ends between the
-// halves of a grid barrier.
+// Consumers: all layers, in two turns each, and a turn for the last norm. When a turn begins,
+// `stream.part` holds what the embedding, attention or a network adds, and the norm that follows
+// has been begun. Ends between the halves of a grid barrier.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void consume_layers(Warp& w) {
   using P = Part<DRAFT>;

@@ -32,7 +32,7 @@ struct Shared {
     GatheredRoutes gathered;
   };
   HeldBatch batch;
-  // Those of this layer and of the next.
+  // The memory of this layer and of the next.
   LayerMemory layers[2];
   PairsByKind pairs;
   // Mbarriers that complete when the chosen experts of a network are known, and when producer and

@@ -30,7 +30,7 @@ pub(crate) struct Layout {
     pub(crate) map: MemoryMap,
     /// The addresses of weights.
     pub(crate) weights: BTreeMap<Buffer, u64>,
-    /// The argument of the first kernel, without the fields that only a rank can fill in.
+    /// The argument of the target's kernels, without the fields that only a rank can fill in.
     pub(crate) memory: Memory,
     pub(crate) sampling: SampleMemory,
     drafting: DraftMemory,
@@ -118,7 +118,7 @@ impl Layout {
         }
     }
 
-    /// The arguments of each launch, from that of the first one and the address of results.
+    /// The arguments of each launch, from that of the target and the address of results.
     pub(crate) fn arguments(&self, target: &Memory, results: u64) -> Arguments {
         let result = |place: usize| results + place as u64;
         let drafted = result(self.results.drafted);

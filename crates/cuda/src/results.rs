@@ -9,7 +9,7 @@ use kilotok_engine::{RowFault, RowOutput, StepOutput, TokenLogprob, TokenLogprob
 
 use crate::upload::Upload;
 
-/// Drawn drafts end before logits that are not finite.
+/// Stands for no draft: drawn drafts end before logits that are not finite.
 const NO_DRAFT: TokenId = !0;
 
 /// The layout of the host's memory that a rank's kernels write.

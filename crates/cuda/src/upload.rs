@@ -28,7 +28,8 @@ pub(crate) struct Places {
     pub(crate) target: Arrays,
     /// The header of the context's batch, which shares the target's arrays.
     pub(crate) context: usize,
-    /// The header of the wide pass's head, which is written behind it.
+    /// The header of the batch of the wide pass's head: a kernel writes it (`begin_head` in
+    /// `step/wide.cuh`).
     pub(crate) head: usize,
     pub(crate) sample_rows: usize,
     pub(crate) wanted: usize,

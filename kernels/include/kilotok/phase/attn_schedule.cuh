@@ -66,7 +66,8 @@ struct RowWork {
   }
 };
 
-// Prefix sums of the rows' pairs, or units, of a kind of attention. They depend on the batch alone.
+// Prefix sums over the rows of a kind's (chunk, tile) pairs, or of its units where keys are
+// streamed. They depend on the batch alone.
 struct PairCounts {
   uint32_t before[TOKENS_MAX + 1];
   // CTAs that are available for each chunk.

@@ -366,7 +366,7 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring, SumMemo
   }
 }
 
-// A warp's entry of a page of whole entries. At most one entry of a page is its turn.
+// A warp's entry of a page of whole entries. In each page a warp has one at most.
 template <int KIND>
 struct OwnEntry {
   using P = WholePages<KIND>;

@@ -366,7 +366,7 @@ struct Scores {
   __device__ __forceinline__ float merit(int i) const {
     return BIASED ? scores[i] + biases[i] : scores[i];
   }
-  // The value from which their weights are computed: a sigmoid without its correction.
+  // The value from which their weights are computed: a sigmoid without the router's bias.
   __device__ __forceinline__ float weighing(int i) const { return SOFTMAX ? merit(i) : scores[i]; }
 
   // Whether no score is NaN and, where a softmax reads them, none is infinite.

@@ -23,9 +23,9 @@ namespace kilotok {
 
 struct SampleScratch {
   union {
-    // For the first pass,
+    // For the first pass over a row.
     RowScratch row;
-    // and for those after it.
+    // For the passes after it.
     RankScratch rank;
   };
   ScanScratch scan;

@@ -53,8 +53,8 @@ __device__ __forceinline__ void embed(const EmbedMemory& memory) {
 }
 
 struct AddNormMemory {
-  // F32 `[capacity][HIDDEN]`: the stream, to which `part` is added. It is zeros if the stream
-  // `begins`.
+  // F32 `[capacity][HIDDEN]`: the stream, to which `part` is added. If it `begins`, it counts as
+  // zeros.
   uint64_t stream, part;
   // F32 `[HIDDEN]`.
   uint64_t weights;
