@@ -49,30 +49,33 @@ pub(crate) struct Args {
     /// The model's name at the server [default: the first that it serves].
     #[arg(long)]
     model: Option<String>,
-    /// Measure this model on the engine itself, without a server: a folder, or a name on the hub.
+    /// Measure this model on the engine itself, without a server: a folder, or a name on the
+    /// Hugging Face hub.
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["address", "url", "model", "endpoint"])]
     engine: Option<String>,
-    /// What the server is asked for.
+    /// API that requests use: chat, or plain completions.
     #[arg(long, value_enum, default_value_t = Endpoint::Chat)]
     endpoint: Endpoint,
-    /// Write the result here, in the shape that `vllm bench serve` gives it.
+    /// Write the result to this file, in the JSON format of `vllm bench serve`.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Put the text of every reply into that file too.
+    /// Also write the text of every reply to the file of --json.
     #[arg(long, requires = "json", conflicts_with = "engine")]
     save_texts: bool,
 
-    /// Requests in flight at once; with --request-rate, at most.
+    /// Requests in flight at once; with --request-rate, the most that may be [default: 1; with
+    /// --request-rate no limit].
     #[arg(long, short = 'c', help_heading = "Load")]
     concurrency: Option<usize>,
-    /// Requests a second, at random times (Poisson), instead of a closed loop.
+    /// Send this many requests a second, at random times (Poisson arrivals), instead of a new one
+    /// whenever one ends.
     #[arg(long, value_name = "RATE", help_heading = "Load")]
     request_rate: Option<f64>,
-    /// Requests in all [default: ten for each in flight].
+    /// Number of measured requests [default: ten for each in flight].
     #[arg(long, short = 'n', value_name = "COUNT", help_heading = "Load")]
     #[arg(value_parser = value_parser!(u32).range(1..=REQUESTS_MAX))]
     num_prompts: Option<u32>,
-    /// Requests before the measurement.
+    /// Number of requests that are sent before the measurement and not counted.
     #[arg(long, default_value_t = 1, value_name = "COUNT", help_heading = "Load")]
     #[arg(value_parser = value_parser!(u32).range(..=REQUESTS_MAX))]
     warmup: u32,
@@ -81,7 +84,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 512, value_name = "TOKENS", help_heading = "Requests")]
     #[arg(value_parser = value_parser!(u32).range(1..=TOKENS_MAX))]
     input_len: u32,
-    /// Of them, tokens that all prompts start with.
+    /// How many of the --input-len tokens are the same at the start of all prompts.
     #[arg(long, default_value_t = 0, value_name = "TOKENS", help_heading = "Requests")]
     #[arg(value_parser = value_parser!(u32).range(..=TOKENS_MAX))]
     prefix_len: u32,
@@ -89,40 +92,45 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 128, value_name = "TOKENS", help_heading = "Requests")]
     #[arg(value_parser = value_parser!(u32).range(1..=TOKENS_MAX))]
     output_len: u32,
-    /// Prompts to use instead of random ones: lines of JSON with `prompt` or `messages`, and
-    /// `output_tokens` if it is to differ.
+    /// File of prompts to use instead of random ones: lines of JSON with `prompt` or `messages`,
+    /// and optionally `output_tokens` in place of --output-len.
     #[arg(long, value_name = "FILE", help_heading = "Requests")]
     dataset: Option<PathBuf>,
-    /// Whether replies go on after the model ends them [default: with random prompts].
+    /// Whether replies go on past the model's end tokens [default: true with random prompts, false
+    /// with --dataset].
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Requests")]
     ignore_eos: Option<bool>,
-    /// 0 always takes the likeliest token.
+    /// Sampling temperature; 0 always takes the likeliest token.
     #[arg(long, default_value_t = 0.0, value_parser = temperature, help_heading = "Requests")]
     temperature: f64,
-    /// How drafts of sampled tokens are verified [default: match]. For rejection a server's
-    /// requests name no seed, and it has its own rule for those. Where this is given, rows of
-    /// --rounds verify the drafter's own drafts.
+    /// How drafts of sampled tokens are verified [default: match]. With `rejection`, requests to a
+    /// server have no seed, and the server verifies their drafts by the rule that it was started
+    /// with. With --rounds, this flag lets rows verify the drafter's own drafts instead of random
+    /// tokens.
     #[arg(long, value_name = "RULE", help_heading = "Requests")]
     verify: Option<VerifyRule>,
-    /// With --engine and --verify: the temperature of drafts for rejection sampling, times
-    /// --temperature [default: 0.4]. With 0 both rules verify the same drafts.
+    /// With --engine and --verify: temperature at which drafts are sampled for rejection sampling,
+    /// as a factor of --temperature [default: 0.4]. With 0, both rules verify the same drafts.
     #[arg(long, requires_all = ["engine", "verify"], value_name = "FACTOR")]
     #[arg(help_heading = "Requests")]
     draft_temperature: Option<f32>,
-    /// Of prompts and arrivals: the same seed, the same load.
+    /// Seed of prompts, arrival times and sampling: the same seed gives the same load.
     #[arg(long, default_value_t = 0, help_heading = "Requests")]
     seed: u64,
 
-    /// With --engine: where weights come from.
+    /// With --engine: where weights come from; `auto` reads the checkpoint, `dummy` makes them up
+    /// [default: auto].
     #[arg(long, requires = "engine", help_heading = "Engine")]
     load_format: Option<LoadFormat>,
-    /// With --engine: tensor-parallel ranks.
+    /// With --engine: number of tensor-parallel ranks that share the model: 1, 2, 4 or 8 [default:
+    /// 1].
     #[arg(long, requires = "engine", help_heading = "Engine")]
     ranks: Option<u32>,
-    /// With --engine: never draft.
+    /// With --engine: never draft tokens.
     #[arg(long, requires = "engine", help_heading = "Engine")]
     no_drafts: bool,
-    /// With --engine: what computes, the processor or GPUs.
+    /// With --engine: what the model runs on, GPUs (`cuda`) or the CPU (`cpu`); `auto` takes GPUs
+    /// if there are any that can run it [default: auto].
     #[arg(long, requires = "engine", help_heading = "Engine")]
     engine_kind: Option<EngineKind>,
     #[command(flatten)]

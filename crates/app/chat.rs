@@ -23,19 +23,19 @@ pub(crate) struct Args {
     /// The model's name at the server [default: the first that it serves].
     #[arg(long)]
     model: Option<String>,
-    /// What the model is told before the conversation.
+    /// System message, put before the conversation.
     #[arg(long)]
     system: Option<String>,
-    /// 0 always takes the likeliest token [default: the model's own].
+    /// Sampling temperature; 0 always takes the likeliest token [default: the model's own].
     #[arg(long, value_parser = temperature)]
     temperature: Option<f64>,
-    /// Longest reply.
+    /// Most tokens of a reply [default: the server's limit].
     #[arg(long)]
     max_tokens: Option<u32>,
-    /// The same seed and the same words, the same reply.
+    /// Seed of sampling: the same seed and the same messages give the same reply [default: random].
     #[arg(long)]
     seed: Option<u64>,
-    /// Show no thoughts of the model.
+    /// Do not show the model's reasoning.
     #[arg(long)]
     hide_thoughts: bool,
 }

@@ -19,12 +19,12 @@ use crate::serve;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A model's folder, or its name on the hub.
+    /// A model's folder, or its name on the Hugging Face hub.
     model: String,
-    /// Read every weight too, and refuse NaN and infinity wherever they are.
+    /// Also read all weights, and refuse a model in which one is NaN or infinite.
     #[arg(long)]
     values: bool,
-    /// Tensor-parallel ranks that are to share the model: 1, 2, 4 or 8.
+    /// Number of tensor-parallel ranks that will share the model: 1, 2, 4 or 8.
     #[arg(long, default_value_t = 1)]
     ranks: usize,
     #[command(flatten)]

@@ -21,13 +21,13 @@ pub(crate) struct Server {
     /// Address of the server [default: that of `kilotok serve` on this machine].
     #[arg(value_name = "URL", conflicts_with = "url")]
     address: Option<String>,
-    /// The same.
+    /// Address of the server, given as a flag.
     #[arg(long)]
     url: Option<String>,
-    /// API key, if the server asks for one; else that of `KILOTOK_API_KEY`.
+    /// API key, if the server needs one [default: the environment variable `KILOTOK_API_KEY`].
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
-    /// Do not check the server's certificate.
+    /// Do not check the server's TLS certificate.
     #[arg(long)]
     insecure: bool,
 }

@@ -51,16 +51,17 @@ const SECONDS_MAX: f64 = 86_400.0;
 #[derive(clap::Args, Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(crate) struct RawConfig {
-    /// A model's folder, or its name on the hub [default: the demo model, `demo`].
+    /// A model's folder, or its name on the Hugging Face hub [default: the demo model, `demo`].
     pub(crate) model: Option<String>,
-    /// Where weights come from: `auto` reads the checkpoint, `dummy` makes them up.
+    /// Where weights come from: `auto` reads the checkpoint, `dummy` makes them up [default: auto].
     #[arg(long)]
     pub(crate) load_format: Option<LoadFormat>,
-    /// Name of the model in the API; may be given several times.
+    /// Name of the model in the API; may be given several times [default: its name on the hub, or
+    /// its folder's name].
     #[arg(long, value_name = "NAME")]
     pub(crate) served_model_name: Option<Vec<String>>,
-    /// How the model writes reasoning and tool calls, instead of what its template shows:
-    /// mimo, `qwen3_coder`, hermes, harmony or plain.
+    /// Format in which the model writes reasoning and tool calls: mimo, `qwen3_coder`, hermes,
+    /// harmony or plain [default: recognised by the chat template].
     #[arg(long, value_name = "FORMAT")]
     pub(crate) reply_format: Option<String>,
 
@@ -70,128 +71,138 @@ pub(crate) struct RawConfig {
     /// Port to listen on; 0 takes any free one [default: 8000].
     #[arg(long, help_heading = "Network")]
     pub(crate) port: Option<u16>,
-    /// Key that clients must send; may be given several times. `KILOTOK_API_KEY` keeps it out of
-    /// process listings.
+    /// API key that clients must send; may be given several times. To keep it out of process
+    /// listings, set the environment variable `KILOTOK_API_KEY` instead [default: clients need no
+    /// key].
     #[arg(long, value_name = "KEY", help_heading = "Network")]
     pub(crate) api_key: Option<Vec<String>>,
     /// Origin of web pages that may call the API, or `*`; may be given several times [default:
     /// none, so that browsers keep pages of other sites out].
     #[arg(long, value_name = "ORIGIN", help_heading = "Network")]
     pub(crate) cors_origin: Option<Vec<String>>,
-    /// Name that clients may call the server by, `*.example.org` for all below; may be given
-    /// several times [default: on this machine alone and without keys only names of this machine,
-    /// else any].
+    /// Host name that requests may use besides this machine's own names, or `*.example.org` for all
+    /// names below it; may be given several times [default: none on a loopback address without API
+    /// keys, else any].
     #[arg(long, value_name = "NAME", help_heading = "Network")]
     pub(crate) allowed_hosts: Option<Vec<String>>,
-    /// Certificate chain in PEM, for https. Renewed files are noticed within seconds.
+    /// File with the certificate chain in PEM. With it the server speaks HTTPS instead of HTTP. A
+    /// renewed file is noticed within seconds.
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub(crate) tls_cert: Option<PathBuf>,
-    /// Private key of the certificate in PEM.
+    /// File with the certificate's private key in PEM.
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// Largest body of a request in MiB [default: 32].
+    /// Largest request body in MiB [default: 32].
     #[arg(long, value_name = "MIB", help_heading = "Network")]
     pub(crate) body_max: Option<u32>,
-    /// Memory in MiB for the bodies of all requests and what is made of them, until their prompts
-    /// are made; beyond it the answer is 503 [default: 1024, or 16 times the largest body].
+    /// Memory in MiB for the bodies of all requests and the values made from them, until the engine
+    /// has the prompts; requests beyond it are refused with 503 [default: 1024, or 16 times the
+    /// largest body if that is more].
     #[arg(long, value_name = "MIB", help_heading = "Network")]
     pub(crate) request_memory: Option<u32>,
-    /// Seconds of silence after which a stream gets a comment that keeps it open; 0 is never
-    /// [default: 15].
+    /// Seconds without an event after which a stream gets a comment, so that proxies keep it open;
+    /// 0 sends none [default: 15].
     #[arg(long, value_name = "SECONDS", help_heading = "Network")]
     pub(crate) keep_alive: Option<f64>,
 
-    /// What computes: GPUs (`cuda`), the reference engine on the processor (`cpu`), or GPUs if
-    /// there are any whose kernels can run the model, and else the processor (`auto`)
-    /// [default: auto].
+    /// What the model runs on: GPUs (`cuda`), the reference engine on the CPU (`cpu`), or GPUs if
+    /// there are any whose kernels can run the model, and else the CPU (`auto`) [default: auto].
     #[arg(long, help_heading = "Engine")]
     pub(crate) engine: Option<EngineKind>,
-    /// Tensor-parallel ranks that share the model: 1, 2, 4 or 8 [default: 1].
+    /// Number of tensor-parallel ranks that share the model: 1, 2, 4 or 8 [default: 1].
     #[arg(long, help_heading = "Engine")]
     pub(crate) ranks: Option<u32>,
-    /// Requests that run at once [default: 256, or as many as there is memory for; 8 on a CPU].
+    /// Most requests that run at once; further ones wait [default: 256, or as many as there is
+    /// memory for; 8 on a CPU].
     #[arg(long, help_heading = "Engine")]
     pub(crate) slots: Option<u32>,
-    /// Longest prompt and reply together, in tokens [default: 32768, or what the model was trained
-    /// for or the memory holds, if that is less].
+    /// Most tokens of a prompt and its reply together [default: 32768, or what the model was
+    /// trained for or the memory holds, if that is less].
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
     pub(crate) context_max: Option<u32>,
-    /// Memory of the KV cache in GiB [default: what all slots need, at most a quarter of the free
-    /// memory on a CPU, and on GPUs all of it].
+    /// Size of the KV cache in GiB [default: what all slots need, but on a CPU at most a quarter of
+    /// the free memory, and on GPUs at most all of it].
     #[arg(long, value_name = "GIB", help_heading = "Engine")]
     pub(crate) kv_gib: Option<f64>,
-    /// Positions of one page [default: 16].
+    /// Tokens per page of the KV cache [default: 16].
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
     pub(crate) page_tokens: Option<u32>,
-    /// Seconds without progress after which a busy engine counts as stalled [default: 60].
+    /// Seconds without a finished step after which an engine that has work counts as stalled:
+    /// /health then answers 503 [default: 60].
     #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
     pub(crate) stall_timeout: Option<f64>,
 
-    /// Keep pages for requests that start with the same tokens; this is the default.
+    /// Keep pages of the KV cache, so that later requests that start with the same tokens need not
+    /// compute them again; this is the default.
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
     pub(crate) prefix_cache: Option<bool>,
-    /// Compute every prompt anew.
+    /// Compute every prompt as a whole, without a prefix cache.
     #[serde(skip)]
     #[arg(long, conflicts_with = "prefix_cache", help_heading = "Scheduling")]
     pub(crate) no_prefix_cache: bool,
-    /// Use the model's drafter, if it has one; this is the default.
+    /// Draft tokens with the model's drafter, if it has one (speculative decoding); this is the
+    /// default.
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
     pub(crate) drafts: Option<bool>,
-    /// Never draft. Replies are slower: the same ones where they are greedy or have a seed, and of
-    /// the same distribution elsewhere.
+    /// Never draft tokens. Replies are slower. Greedy and seeded replies are the same as with
+    /// drafts, and others have the same distribution.
     #[serde(skip)]
     #[arg(long, conflicts_with = "drafts", help_heading = "Scheduling")]
     pub(crate) no_drafts: bool,
-    /// How drafts are verified if a request samples and names no seed: by rejection sampling, or by
-    /// sample and match, which gives the tokens that it would have without drafts. Both have the
-    /// same distribution of tokens. Other requests are always matched [default: rejection].
+    /// How drafts are verified if a request samples without a seed: by rejection sampling
+    /// (`rejection`), or by sample and match (`match`), which gives the same tokens as without
+    /// drafts. Both give the same distribution of tokens. Greedy and seeded requests always use
+    /// sample and match [default: rejection].
     #[arg(long, value_name = "RULE", help_heading = "Scheduling")]
     pub(crate) verify: Option<VerifyRule>,
-    /// Temperature that drafts are sampled at for rejection sampling, as a factor of the request's
+    /// Temperature at which drafts are sampled for rejection sampling, as a factor of the request's
     /// temperature; 0 takes the likeliest tokens [default: 0.4].
     #[arg(long, value_name = "FACTOR", help_heading = "Scheduling")]
     pub(crate) draft_temperature: Option<f32>,
-    /// For measurements with `--load-format dummy`, where no draft is ever right: drafts count as
-    /// accepted at random, so that a step that verifies all its drafts brings this many tokens on
-    /// average.
+    /// For measurements with `--load-format dummy`, where no draft is ever right: accept drafts at
+    /// random, so that a step that verifies all its drafts brings this many tokens on average.
     #[arg(long, value_name = "TOKENS", conflicts_with = "no_drafts", help_heading = "Scheduling")]
     pub(crate) assume_acceptance: Option<f64>,
-    /// Let requests say with `priority` which of them goes first; without it they may not.
+    /// Let requests set `priority`, which says which of them are scheduled first. Without this
+    /// flag, any priority but 0 is refused.
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
     pub(crate) allow_priority: Option<bool>,
-    /// Requests that may wait; more are refused with 429 [default: 1024].
+    /// Most requests that may wait to start; further ones are refused with 429 [default: 1024].
     #[arg(long, value_name = "REQUESTS", help_heading = "Scheduling")]
     pub(crate) waiting_max: Option<u32>,
-    /// The most prompt tokens of a step; the start warns if the engine's steps are shorter
+    /// Most prompt tokens of one step; the server warns at its start if the engine can take fewer
     /// [default: 8192, or what the engine can take].
     #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
     pub(crate) chunk_max: Option<u32>,
     /// Milliseconds that a step with decoding requests should take, or twice its time without
-    /// prompts if that is more; prompts are cut to fit. Where many prompts wait beside few decoding
-    /// requests, steps take longer on purpose, unless --stall-free is given [default: 35].
+    /// prompts if that is more; prompts are cut into chunks that fit. While many prompts wait and
+    /// few requests decode, steps take longer on purpose, unless --stall-free is given [default:
+    /// 35].
     #[arg(long, value_name = "MS", help_heading = "Scheduling")]
     pub(crate) step_ms_max: Option<f64>,
-    /// Cut prompts to fit --step-ms-max also where many of them wait beside few decoding requests:
-    /// no reply pauses for them, and they are read later.
+    /// Cut prompts to fit --step-ms-max even while many prompts wait and few requests decode:
+    /// running replies do not pause for prompts, and prompts are computed later.
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
     pub(crate) stall_free: Option<bool>,
 
-    /// Replies to one request, its prompts times `n` [default: 128].
+    /// Most replies to one request: the number of its prompts times `n` [default: 128].
     #[arg(long, value_name = "REPLIES", help_heading = "Requests")]
     pub(crate) n_max: Option<u32>,
-    /// Stop strings of one request [default: 16].
+    /// Most stop strings of one request [default: 16].
     #[arg(long, value_name = "STRINGS", help_heading = "Requests")]
     pub(crate) stop_max: Option<u32>,
-    /// Tokens of a reply to a request that does not say [default: what there is room for, and 16 in
-    /// /v1/completions].
+    /// Most tokens of a reply if the request sets no limit [default: the rest of the context, and
+    /// 16 in /v1/completions].
     #[arg(long, value_name = "TOKENS", help_heading = "Requests")]
     pub(crate) max_tokens_default: Option<u32>,
 
-    /// Seconds to go on taking requests after SIGTERM, while load balancers notice. After the
-    /// engine failed requests get status 503 for that long, at least a second [default: 0].
+    /// Seconds for which the server still accepts requests after SIGTERM, while load balancers
+    /// notice. After a failure of the engine, requests get status 503 for that long, and for at
+    /// least a second [default: 0].
     #[arg(long, value_name = "SECONDS", help_heading = "Operation")]
     pub(crate) drain_delay: Option<f64>,
-    /// Seconds that running requests have to finish after that [default: 60].
+    /// Seconds that running requests have to finish at a shutdown, after --drain-delay [default:
+    /// 60].
     #[arg(long, value_name = "SECONDS", help_heading = "Operation")]
     pub(crate) shutdown_timeout: Option<f64>,
     /// Form of log lines [default: text].

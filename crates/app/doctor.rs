@@ -26,10 +26,10 @@ const HUB_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Port that `serve` is to listen on.
+    /// Port that `serve` will listen on.
     #[arg(long, default_value_t = DEFAULT_PORT)]
     port: u16,
-    /// Address that `serve` is to listen on.
+    /// Address that `serve` will listen on.
     #[arg(long, default_value = DEFAULT_HOST)]
     host: String,
 }

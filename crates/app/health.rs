@@ -13,7 +13,8 @@ use crate::output::say;
 pub(crate) struct Args {
     #[command(flatten)]
     server: Server,
-    /// Ask whether new requests are welcome, instead of whether the engine makes progress.
+    /// Ask whether the server takes new requests (/ready), instead of whether the engine makes
+    /// progress (/health).
     #[arg(long)]
     ready: bool,
     /// Seconds to wait for an answer.

@@ -22,23 +22,23 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Compile the kernels of a model, unless they are in the cache. They are for the GPUs that are
-    /// here, or for H100 and H200, and for starts with the same build of NVRTC or with
-    /// none.
+    /// Compile the kernels of a model, unless they are in the cache. They are compiled for this
+    /// machine's GPUs, or for H100 and H200 if it has none. Starts with the same build of NVRTC, or
+    /// with none, use them.
     Build(Build),
 }
 
 #[derive(clap::Args)]
 struct Build {
-    /// A model's folder, or its name on the hub.
+    /// A model's folder, or its name on the Hugging Face hub.
     model: String,
-    /// Tensor-parallel ranks that are to share the model: 1, 2, 4 or 8.
+    /// Number of tensor-parallel ranks that will share the model: 1, 2, 4 or 8.
     #[arg(long, default_value_t = 1)]
     ranks: usize,
-    /// Positions of one page, as `serve` will be told.
+    /// Tokens per page of the KV cache, the same as for `serve`.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     page_tokens: u32,
-    /// Where to keep the kernels instead of the cache.
+    /// Folder in which to keep the kernels, instead of the cache.
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
     #[command(flatten)]

@@ -10,29 +10,31 @@ use crate::environment::folder;
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[command(next_help_heading = "Where implementations of a model disagree")]
 pub(crate) struct KnobArgs {
-    /// Keys that a sliding-window position sees: the config's number, or one more as in SGLang
-    /// [default: the config's number].
+    /// Number of keys that a position sees in a sliding window: the config's number, or one more as
+    /// in SGLang [default: the config's number].
     #[arg(long)]
     window_keys: Option<usize>,
     /// RoPE base of the drafter [default: its config's `rope_theta`].
     #[arg(long)]
     draft_rope_base: Option<f64>,
-    /// Whether the drafter sees only its window [default: what its config says].
+    /// Whether the drafter attends only to its sliding window [default: what its config says].
     #[arg(long)]
     draft_window: Option<bool>,
-    /// The drafter, where the model brings none or another is wanted: a folder, or a name on the
-    /// Hugging Face hub, which is downloaded [default: `dflash` in the model's folder].
+    /// Drafter to use instead of the model's own, or if the model has none: a folder, or a name on
+    /// the Hugging Face hub, which is downloaded [default: `dflash` in the model's folder].
     #[arg(long, value_name = "MODEL", help_heading = "Drafts")]
     drafter: Option<String>,
-    /// Make FP8 of the drafter's feed-forward networks as they are read: half the bytes for each
-    /// draft, of which fewer may be accepted. Tokens are from the same distribution.
+    /// Convert the weights of the drafter's feed-forward networks to FP8 when they are loaded.
+    /// Drafting then reads half their bytes, but fewer drafts may be accepted. The distribution of
+    /// replies stays the same.
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Drafts")]
     draft_fp8: Option<bool>,
-    /// Precision of the router's matrix [default: the config's; if it says nothing, f32 for MiMo
+    /// Precision of the router's weights [default: the config's; if it says nothing, f32 for MiMo
     /// and bf16 for others].
     #[arg(long)]
     router_dtype: Option<Dtype>,
-    /// A config field that kilotok does not know and that you know to be harmless.
+    /// Field of the model's config to ignore, because kilotok does not know it and you know it to
+    /// be harmless; may be given several times.
     #[arg(long, value_name = "NAME")]
     ignore_field: Option<Vec<String>>,
 }

@@ -47,15 +47,15 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Chat with a server in the terminal.
     Chat(chat::Args),
-    /// Measure how fast a server is, or an engine without one.
+    /// Measure the speed of a server, or of an engine without a server.
     Bench(Box<bench::Args>),
-    /// Look at this machine, and say what kilotok needs that is missing.
+    /// Check this machine, and say what is missing that kilotok needs.
     Doctor(doctor::Args),
-    /// Ask a server whether it is well: exit code 0 or 1.
+    /// Ask a server whether it is healthy: the exit code is 0 if it is, else 1.
     Health(health::Args),
     /// Download a model from the Hugging Face hub into its cache.
     Pull(pull::Args),
-    /// Check a model's config and every one of its tensors, and say what it is.
+    /// Check a model's config and all of its tensors, and describe the model.
     Check(check::Args),
     /// Compile a model's GPU kernels ahead of its first start.
     Kernels(kernels::Args),

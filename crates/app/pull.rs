@@ -9,7 +9,7 @@ use crate::progress::WorkProgress;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// `organisation/name`, or `organisation/name@revision`.
+    /// Model on the Hugging Face hub: `organisation/name`, or `organisation/name@revision`.
     model: ModelRef,
 }
 

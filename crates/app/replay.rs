@@ -22,19 +22,20 @@ const DUMMY_SEED: u64 = 0;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A trace: lines of JSON, a header and then one step each.
+    /// File with the trace: lines of JSON, the first for the header, each other for a step.
     trace: PathBuf,
-    /// The model's folder or name on the hub, instead of the one that the trace names.
+    /// The model's folder, or its name on the Hugging Face hub [default: the model that the trace
+    /// names].
     #[arg(long)]
     model: Option<String>,
-    /// Where weights come from, instead of what the trace says. `dummy` makes them up and reads
-    /// the configs alone.
+    /// Where weights come from: `safetensors` reads the checkpoint, `dummy` makes them up and reads
+    /// only the configs [default: what the trace says].
     #[arg(long)]
     load_format: Option<LoadFormat>,
-    /// Tensor-parallel ranks to compute as, instead of the trace's.
+    /// Number of tensor-parallel ranks to compute with [default: the trace's].
     #[arg(long)]
     ranks: Option<usize>,
-    /// Write the trace again here, with the outputs of this run.
+    /// Write the trace with the outputs of this run to this file.
     #[arg(long)]
     record: Option<PathBuf>,
     #[command(flatten)]

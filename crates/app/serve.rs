@@ -24,7 +24,8 @@ use crate::{demo, engine, environment, machine, output};
 #[derive(clap::Args)]
 #[command(allow_negative_numbers = true)] // they are refused in our own words
 pub(crate) struct Args {
-    /// TOML file with the same settings, named as the flags are; flags stand before it.
+    /// TOML file with the same settings, under the flags' names; flags take precedence [default:
+    /// the environment variable `KILOTOK_CONFIG`].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]

@@ -12,8 +12,9 @@ const BATCH_MAX: u32 = 4096;
 #[derive(clap::Args)]
 #[command(next_help_heading = "Rounds")]
 pub(crate) struct RoundArgs {
-    /// With --engine: measure so many bare rounds of each batch, draft length and context, instead
-    /// of requests.
+    /// With --engine: measure bare rounds, this many for each batch, draft length and context,
+    /// instead of requests. In a round, each row verifies its drafts and makes new ones; there is
+    /// no scheduler.
     #[arg(
         long,
         requires = "engine",
@@ -24,36 +25,39 @@ pub(crate) struct RoundArgs {
         value_name = "COUNT"
     )]
     pub(super) rounds: Option<u32>,
-    /// Rows of a round.
+    /// Number of rows of a round, one for each request; a list measures each.
     #[arg(long, requires = "rounds", value_delimiter = ',', default_value = "1")]
     pub(super) batch: Vec<u32>,
-    /// Drafts that a row verifies and makes [default: as many as the engine can].
+    /// Number of drafts that a row verifies and makes; a list measures each [default: as many as
+    /// the engine can].
     #[arg(long, requires = "rounds", conflicts_with = "no_drafts", value_name = "TOKENS")]
     #[arg(value_delimiter = ',')]
     pub(super) draft_len: Vec<u32>,
-    /// Tokens of a prompt that a row reads, instead of drafts that it verifies.
+    /// Number of prompt tokens that a row computes, instead of verifying drafts; a list measures
+    /// each.
     #[arg(long, requires = "rounds", conflicts_with = "draft_len", value_name = "TOKENS")]
     #[arg(value_delimiter = ',')]
     pub(super) chunk_len: Vec<u32>,
-    /// What tokens are: of the weights that --load-format dummy makes, random ones go to experts
-    /// that are nearly uniform.
+    /// Tokens that the rows consist of. With the weights of --load-format dummy, random tokens
+    /// choose experts nearly uniformly.
     #[arg(long, value_enum, default_value_t, requires = "rounds")]
     pub(super) routing: Routing,
-    /// Tokens before the row.
+    /// Number of tokens in the context before a row; a list measures each.
     #[arg(long, requires = "rounds", default_value = "1024", value_name = "TOKENS")]
     #[arg(value_delimiter = ',')]
     pub(super) context: Vec<u32>,
-    /// Tokens that a round of one row is to bring: what speed would be if it were so.
+    /// Also report the speed that one row would have if a round brought it this many tokens.
     #[arg(long, requires = "rounds", value_name = "TOKENS")]
     pub(super) assume_acceptance: Option<f64>,
-    /// Say also how long each phase of the kernels takes. They are compiled so that they tell,
-    /// which takes them a little time.
+    /// Also report how long each phase of the kernels takes. The kernels are then compiled to
+    /// record times, which slows them a little.
     #[arg(long, requires = "rounds")]
     pub(super) phases: bool,
-    /// Write the results here: a list with an entry for each batch, draft length and context.
+    /// Write the results to this file: a JSON list with an entry for each batch, draft length and
+    /// context.
     #[arg(long, requires = "rounds", value_name = "FILE")]
     pub(super) out: Option<PathBuf>,
-    /// The commit to name in it [default: that of the folder, if git knows].
+    /// The commit to name in the file of --out [default: that of the folder, if git knows].
     #[arg(long, requires = "rounds", value_name = "COMMIT")]
     pub(super) commit: Option<String>,
 }
