@@ -1,7 +1,8 @@
 // Checks attention against a reference in double precision, checks that each token's bits are those
 // it has alone, and times it.
 //
-//   nvcc -std=c++20 -O3 -arch=sm_90a -I kernels -I kernels/include -I MODEL attn.cu -o attn
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
+//     -I kernels/models/slice kernels/harness/attn.cu -o attn
 //   ./attn            checks, then times
 //   ./attn check      a small part of the checks, for compute-sanitizer
 //

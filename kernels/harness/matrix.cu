@@ -1,6 +1,7 @@
 // Multiplies matrices as the phases do, checks the products against double precision and measures
 // which share of the memory's bandwidth the GEMM reaches. Needs a GPU:
-//   nvcc -std=c++20 -arch=sm_90a -O3 -I kernels/include -I kernels/models/slice matrix.cu -o matrix
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels/include \
+//     -I kernels/models/slice kernels/harness/matrix.cu -o matrix
 //   ./matrix          checks and times
 //   ./matrix check    a few matrices, once, for compute-sanitizer
 // Prints a line for each matrix and number of tokens; returns 1 if a product is wrong.
