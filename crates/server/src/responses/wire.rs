@@ -277,6 +277,7 @@ pub struct ReasoningOptions {
     /// `none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`, given to the chat template as
     /// a variable; `none` turns reasoning off if the template can. Default: the template's.
     pub effort: Option<String>,
+    /// Has no effect: reasoning is returned as a whole, never summarised.
     pub summary: Option<String>,
 }
 

@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 /// Speed of one request, on every reply and on the last chunk of a stream.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Metrics {
-    /// Milliseconds from the request's admission to the first token.
+    /// Milliseconds from the request's admission, when its prompt was tokenized, to the first
+    /// token.
     pub time_to_first_token_ms: Option<f64>,
     /// Milliseconds from the first token to the last.
     pub generation_time_ms: Option<f64>,
