@@ -8,7 +8,7 @@ use kilotok_engine::EngineError;
 fn waits_text(waits: Waits) -> &'static str {
     match waits {
         Waits::Grid => "all CTAs at a grid barrier",
-        Waits::Page => "a page of weights",
+        Waits::Page => "a page of the ring",
         Waits::FreePage => "a page that is free for weights",
         Waits::Peer => "another rank",
         Waits::Routes => "the router's choice of experts",
@@ -133,7 +133,7 @@ mod tests {
         let place = "rank 3, CTA 17, phase 41 of the choice of tokens: waited too long for ";
         for (code, waited_for) in [
             (1, "all CTAs at a grid barrier (15 arrivals wanted, 7 came)"),
-            (2, "a page of weights"),
+            (2, "a page of the ring"),
             (4, "another rank: nothing came from 7 (collective 15)"),
             (8, "a value of another CTA"),
             (99, "number 99 (wanted 15, saw 7)"),

@@ -13,8 +13,8 @@ use crate::buffers::{BF16, CHUNK_COLUMNS, CONSUMER_WARPS, F32, Matrix, TILE_TOKE
 use crate::constants::{Attention, Constants, FeedForward, LayerKinds, TOKENS_MAX};
 use crate::memory_map::MemoryMap;
 
-/// The most tokens of a step, where memory allows. Longer chunks of prompts gain nothing, as all
-/// experts' weights are read for each chunk anyway.
+/// The most tokens of a step, where memory allows. Longer chunks of prompts would gain little: a
+/// step of this many tokens computes for more than ten times as long as it reads weights.
 pub(crate) const CAPACITY_MAX: u32 = 8192;
 /// Capacities are multiples of the tokens that a CTA multiplies at a time.
 const CAPACITY_STEP: u32 = 128;

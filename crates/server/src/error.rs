@@ -53,7 +53,7 @@ impl IntoResponses for ErrorResponses {
             let fault = fault.content("application/json", body.build()).build();
             (status.to_owned(), fault.into())
         };
-        [fault("4XX", "The request's fault."), fault("5XX", "The server's fault.")].into()
+        [fault("4XX", "The request is refused."), fault("5XX", "The server failed.")].into()
     }
 }
 

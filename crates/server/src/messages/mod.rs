@@ -46,8 +46,8 @@ use wire::{
             (Reply = "application/json"),
             (sse::SentEvent = "text/event-stream"),
         )),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
-        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+        (status = "4XX", description = "The request is refused.", body = ErrorBody),
+        (status = "5XX", description = "The server failed.", body = ErrorBody),
     ),
 )]
 pub(crate) async fn create(
@@ -101,9 +101,9 @@ pub(crate) async fn create(
     operation_id = "count_tokens",
     request_body = CountRequest,
     responses(
-        (status = 200, description = "How many.", body = TokenCount),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
-        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+        (status = 200, description = "The number of input tokens.", body = TokenCount),
+        (status = "4XX", description = "The request is refused.", body = ErrorBody),
+        (status = "5XX", description = "The server failed.", body = ErrorBody),
     ),
 )]
 pub(crate) async fn count_tokens(

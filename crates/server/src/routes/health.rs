@@ -32,7 +32,7 @@ pub(crate) async fn health(State(service): State<Arc<Service>>) -> Answer {
     get,
     path = "/ready",
     responses(
-        (status = 200, description = "New requests are welcome.", body = HealthBody),
+        (status = 200, description = "The server accepts requests.", body = HealthBody),
         (status = 503, description = "New requests should go elsewhere.", body = HealthBody),
     ),
 )]

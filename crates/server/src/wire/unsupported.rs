@@ -39,7 +39,7 @@ impl PartialSchema for Unsupported {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(SchemaType::Type(Type::Null))
-            .description(Some("Not implemented: refused unless absent or null."))
+            .description(Some("Not implemented: refused unless absent, null, false, 0 or empty."))
             .into()
     }
 }

@@ -25,8 +25,8 @@ const CRATES: &[(&str, u8, &str)] = &[
     ("cuda", 3, "abi batch engine model weights"),
     ("generation", 3, "abi engine sched text"),
     ("server", 4, "abi engine generation text"),
-    ("testkit", 3, "abi engine model sampling sched weights"),
-    ("xtask", 3, "abi model"),
+    ("testkit", 3, "abi engine model sampling weights"),
+    ("xtask", 3, "abi"),
     (
         "app",
         5,
