@@ -22,7 +22,7 @@ const ALIGNED_VALUES: usize = 8;
 const GROUP_KEYS: usize = 8;
 /// The most tokens of a batch: their scaled residual stream fits a CTA's scratch memory.
 pub(crate) const TOKENS_MAX: usize = 64;
-/// Attention has 12 warps, one for each 16 dimensions of a value.
+/// A thread of full attention keeps half as many sums in registers.
 const VALUE_DIM_MAX: usize = 192;
 /// The most experts of a layer: an owner's 48 columns of their F32 router weights fit the ring.
 const EXPERTS_MAX: usize = 816;
