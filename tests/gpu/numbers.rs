@@ -51,7 +51,7 @@ const MODELS: [(&str, &LazyLock<Checkpoint>, Bounds); 5] = [
     ("demo", &DEMO, Bounds { half: 0.03, most: 0.075, clear: 0.11, all: f32::INFINITY }),
 ];
 
-/// The same for families that fewer ranks can share, as computed by an emulated GPU.
+/// The same for further families; distances were measured on an emulated GPU.
 const FAMILIES: [(&str, &LazyLock<Checkpoint>, Bounds); 4] = [
     ("qwen3 dense", &QWEN3_DENSE, Bounds { half: 0.022, most: 0.042, clear: 0.055, all: 0.11 }),
     (

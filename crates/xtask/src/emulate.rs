@@ -117,7 +117,7 @@ fn check(harnesses: &[Harness], root: &Path) -> Result<(), String> {
 /// of them passed.
 fn suites(messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Error>> {
     let mut passed = true;
-    let mut found = tests.is_empty();
+    let mut unknown = tests.to_vec();
     for (program, short) in &SUITES {
         let path = executable(messages, program)
             .ok_or_else(|| format!("cargo {BUILD:?} made no {}", program.target))?;
@@ -132,17 +132,19 @@ fn suites(messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Er
         if SKIPPED.iter().any(|words| text.contains(words)) {
             return Err("tests did not find the emulator".into());
         }
-        let ran = |word| text.lines().any(|line| line.starts_with("test ") && line.contains(word));
+        let names =
+            || text.lines().filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "));
+        let ran = |word| names().any(|(name, _)| name.contains(word));
         if tests.is_empty()
             && let Some(word) = short.iter().find(|word| !ran(**word))
         {
             return Err(format!("{} has no test {word}", program.target).into());
         }
-        found = found || ran("");
+        unknown.retain(|word| !ran(word));
         passed = passed && output.status.success();
     }
-    if !found {
-        return Err(format!("no test has a name with {}", tests.join(" or ")).into());
+    if !unknown.is_empty() {
+        return Err(format!("no test or harness has a name with {}", unknown.join(" or ")).into());
     }
     Ok(passed)
 }
