@@ -1,5 +1,6 @@
 //! `/v1/messages`: events, tools, reasoning, errors.
 
+use kilotok_testkit::with_fields;
 use serde_json::{Value, json};
 
 use super::server::Server;
@@ -7,12 +8,11 @@ use super::server::Server;
 const PATH: &str = "/v1/messages";
 
 fn ask(text: &str, more: &Value) -> Value {
-    let mut request = json!({
+    let request = json!({
         "model": "toy", "max_tokens": 200, "temperature": 0,
         "messages": [{"role": "user", "content": format!("say:{text}")}],
     });
-    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    request
+    with_fields(request, more)
 }
 
 fn all() -> (String, Value) {

@@ -1,6 +1,7 @@
 //! `/v1/chat/completions`: the contents of a stream's chunks, and that they add up to the whole
 //! reply.
 
+use kilotok_testkit::with_fields;
 use serde_json::{Value, json};
 
 use super::server::{Server, Setup};
@@ -9,30 +10,23 @@ const PATH: &str = "/v1/chat/completions";
 
 /// A request whose reply is known.
 fn say(text: &str, more: &Value) -> Value {
-    let mut request = json!({
+    let request = json!({
         "model": "toy",
         "messages": [{"role": "user", "content": format!("say:{text}")}],
         "temperature": 0,
     });
-    extend(&mut request, more);
-    request
+    with_fields(request, more)
 }
 
 /// A request with a random reply.
 fn babble(more: &Value) -> Value {
-    let mut request = json!({
+    let request = json!({
         "messages": [{"role": "user", "content": "anything"}],
         "seed": 7,
         "max_tokens": 24,
         "ignore_eos": true,
     });
-    extend(&mut request, more);
-    request
-}
-
-fn extend(request: &mut Value, more: &Value) {
-    let fields = more.as_object().unwrap().clone();
-    request.as_object_mut().unwrap().extend(fields);
+    with_fields(request, more)
 }
 
 fn choice(answer: &Value) -> &Value {
@@ -125,76 +119,11 @@ fn usage_rides_along_if_asked_for() {
     assert!(events[events.len() - 2]["metrics"]["tokens_per_second"].is_number());
 }
 
-/// The contents of a stream, by choice: text, reasoning, finish, and the text of its
-/// log-probabilities.
-fn heard(events: &[Value]) -> Vec<(String, String, String, String)> {
-    let mut heard: Vec<(String, String, String, String)> = Vec::new();
-    for choice in events.iter().filter_map(|chunk| chunk["choices"].as_array()).flatten() {
-        let index = choice["index"].as_u64().unwrap() as usize;
-        heard.resize(heard.len().max(index + 1), Default::default());
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        heard[index].0 += &text(&choice["delta"]["content"]);
-        heard[index].1 += &text(&choice["delta"]["reasoning"]);
-        heard[index].2 += &text(&choice["finish_reason"]);
-        for token in choice["logprobs"]["content"].as_array().into_iter().flatten() {
-            heard[index].3 += token["token"].as_str().unwrap();
-        }
-    }
-    heard
-}
-
-#[test]
-fn streams_add_up_to_the_whole() {
-    let server = Server::new();
-    for more in [
-        json!({}),
-        json!({"n": 3, "temperature": 1.2, "top_p": 0.9}),
-        json!({"logprobs": true, "top_logprobs": 3, "min_tokens": 5}),
-        json!({"stop": ["a", "bc"], "temperature": 0.7}),
-        json!({"frequency_penalty": 1.0, "presence_penalty": 0.5, "repetition_penalty": 1.3}),
-        json!({"min_p": 0.1, "top_k": 20, "logit_bias": {"97": 5, "98": -100}}),
-    ] {
-        let whole = server.post(PATH, &babble(&more)).good();
-        let mut request = babble(&more);
-        extend(&mut request, &json!({"stream": true}));
-        let heard = heard(&server.post(PATH, &request).events());
-        let choices = whole["choices"].as_array().unwrap();
-        assert_eq!(heard.len(), choices.len());
-        for (choice, (content, reasoning, finish, logprobs)) in choices.iter().zip(heard) {
-            let message = &choice["message"];
-            assert_eq!(message["content"].as_str().unwrap_or_default(), content);
-            assert_eq!(message["reasoning"].as_str().unwrap_or_default(), reasoning);
-            assert_eq!(choice["finish_reason"], finish.as_str());
-            let tokens = choice["logprobs"]["content"].as_array();
-            let tokens = tokens.into_iter().flatten().map(|token| token["token"].as_str().unwrap());
-            assert_eq!(tokens.collect::<String>(), logprobs);
-        }
-    }
-}
-
-#[test]
-fn the_same_seed_gives_the_same_reply_drafts_or_not() {
-    let server = Server::new();
-    let unskilled = Server::start(Setup {
-        skill: kilotok_testkit::DraftAccuracy::Percent(0),
-        ..Setup::default()
-    });
-    for more in [
-        json!({"temperature": 1.0}),
-        json!({"temperature": 1.0, "n": 4, "top_k": 50}),
-        json!({"logprobs": true, "top_logprobs": 2}),
-        json!({"stop": ["e"], "frequency_penalty": 0.8}),
-        json!({"response_format": {"type": "json_object"}, "max_tokens": 60}),
-    ] {
-        let mut plain = babble(&more);
-        extend(&mut plain, &json!({"drafts": false}));
-        let expected = server.post(PATH, &plain).good()["choices"].clone();
-        for server in [&server, &unskilled] {
-            assert_eq!(server.post(PATH, &babble(&more)).good()["choices"], expected, "{more}");
-        }
-    }
-    let other = server.post(PATH, &babble(&json!({"seed": 8}))).good();
-    assert_ne!(other["choices"], server.post(PATH, &babble(&json!({}))).good()["choices"]);
+/// The text and the reasoning of a stream with one choice.
+fn heard(events: &[Value]) -> [String; 2] {
+    let deltas = events.iter().map(|chunk| &chunk["choices"][0]["delta"]);
+    ["content", "reasoning"]
+        .map(|name| deltas.clone().filter_map(|delta| delta[name].as_str()).collect())
 }
 
 #[test]
@@ -211,6 +140,8 @@ fn choices_are_different_and_counted_together() {
     assert_eq!(answer["usage"]["prompt_tokens"], one["usage"]["prompt_tokens"]);
     // The first choice equals the only choice of a request with one.
     assert_eq!(choices[0]["message"], choice(&one)["message"]);
+    let other = server.post(PATH, &babble(&json!({"seed": 8}))).good();
+    assert_ne!(choice(&other)["message"], choice(&one)["message"]);
 }
 
 #[test]
@@ -232,7 +163,7 @@ fn stop_strings_end_a_reply() {
     let answer = stopped(json!({"max_completion_tokens": 5}));
     assert_eq!((content(&answer), &choice(&answer)["finish_reason"]), ("one t", &json!("length")));
     let events = server.post(PATH, &say("one two", &json!({"stop": "w", "stream": true}))).events();
-    assert_eq!(heard(&events)[0].0, "one t");
+    assert_eq!(heard(&events)[0], "one t");
 }
 
 #[test]
@@ -248,15 +179,14 @@ fn reasoning_has_both_its_names() {
     // The closing tag counts as reasoning.
     assert_eq!(details["reasoning_tokens"], "let me see".len() + 1);
     let events = server.post(PATH, &say(told, &json!({"stream": true}))).events();
-    let [(content, reasoning, ..)] = &heard(&events)[..] else { panic!() };
-    assert_eq!((content.as_str(), reasoning.as_str()), ("forty-two", "let me see"));
+    assert_eq!(heard(&events), ["forty-two", "let me see"]);
     for chunk in &events[..events.len() - 1] {
         let delta = &chunk["choices"][0]["delta"];
         assert_eq!(delta["reasoning"], delta["reasoning_content"]);
     }
     let answer = server.post(PATH, &say(told, &json!({"include_reasoning": false}))).good();
     assert_eq!(choice(&answer)["message"].get("reasoning"), None);
-    assert_eq!(content, "forty-two");
+    assert_eq!(content(&answer), "forty-two");
     let off = json!({"reasoning_effort": "none"});
     let prompt = server.post("/v1/chat/completions/render", &say("x", &off)).good();
     assert!(prompt["prompt"].as_str().unwrap().ends_with("<think></think>"), "{prompt}");
@@ -309,8 +239,7 @@ fn a_prompt_that_was_computed_is_not_computed_again() {
     let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].clone();
     assert_eq!(cached(&first), 0);
     assert!(cached(&second).as_u64().unwrap() > 0);
-    let mut salted = request;
-    extend(&mut salted, &json!({"cache_salt": "mine"}));
+    let salted = with_fields(request, &json!({"cache_salt": "mine"}));
     assert_eq!(cached(&server.post(PATH, &salted).good()), 0);
 }
 

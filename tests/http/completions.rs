@@ -1,5 +1,6 @@
 //! `/v1/completions`, as lm-eval and others use it, and the tokenizer's endpoints.
 
+use kilotok_testkit::with_fields;
 use serde_json::{Value, json};
 
 use super::server::Server;
@@ -172,9 +173,8 @@ fn only_allowed_tokens_come() {
     let text = answer["choices"][0]["text"].as_str().unwrap();
     assert!(!text.contains("ab") && !text.contains("bb"), "{text}");
     for taken in [json!({"bad_words": ["a"]}), json!({"regex": "b"})] {
-        let mut request = json!({"prompt": "x", "allowed_token_ids": [97], "ignore_eos": true});
-        request.as_object_mut().unwrap().extend(taken.as_object().unwrap().clone());
-        let answer = server.post(PATH, &request);
+        let request = json!({"prompt": "x", "allowed_token_ids": [97], "ignore_eos": true});
+        let answer = server.post(PATH, &with_fields(request, &taken));
         assert_eq!(answer.json()["error"]["code"], "nothing_allowed", "{}", answer.text());
     }
     let request = json!({"prompt": "x", "regex": "ab", "bad_words": ["b"], "ignore_eos": true});

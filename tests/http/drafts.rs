@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::dice::Dice;
 use super::server::{Server, Setup};
+use super::shapes::{CALLS, tools};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -270,9 +271,6 @@ const WORDS: [&str; 8] = [
     "{}",
     " ",
 ];
-const CALLS: &str = "Well.<tool_call>\n<function=add>\n<parameter=a>3</parameter>\n\
-    <parameter=b>4</parameter>\n</function>\n</tool_call><tool_call>\n<function=now>\n</function>\n\
-    </tool_call>";
 
 fn request(dice: &mut Dice) -> (&'static str, Value) {
     let mut request = json!({"max_tokens": 1 + dice.below(60)});
@@ -381,16 +379,6 @@ fn end(dice: &mut Dice, request: &mut Value) {
             request[field] = value;
         }
     }
-}
-
-fn tools() -> Value {
-    let add = json!({"type": "object", "properties": {
-        "a": {"type": "integer"}, "b": {"type": "integer"},
-    }, "required": ["a", "b"], "additionalProperties": false});
-    json!([
-        {"type": "function", "function": {"name": "add", "description": "adds", "parameters": add}},
-        {"type": "function", "function": {"name": "now"}},
-    ])
 }
 
 fn schema() -> Value {

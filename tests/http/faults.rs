@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kilotok_sched::Limits;
 use kilotok_server::ServerConfig;
+use kilotok_testkit::with_fields;
 use serde_json::{Value, json};
 
 use super::server::{Brake, Open, Server, Setup, until};
@@ -12,12 +13,11 @@ use super::server::{Brake, Open, Server, Setup, until};
 const CHAT: &str = "/v1/chat/completions";
 
 fn endless(more: &Value) -> Value {
-    let mut request = json!({
+    let request = json!({
         "messages": [{"role": "user", "content": "anything"}],
         "max_tokens": 1500, "ignore_eos": true, "stream": true,
     });
-    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    request
+    with_fields(request, more)
 }
 
 fn braked(setup: Setup) -> (Server, Brake) {
@@ -62,10 +62,7 @@ fn a_client_that_leaves_frees_its_place() {
     until("it is asked", || server.get("/load").good()["server_load"] != 0);
     drop(open);
     until_idle(&server, &brake);
-    let metrics = server.get("/metrics");
-    let tokens =
-        metrics.text().lines().find(|line| line.starts_with("vllm:generation_tokens_total"));
-    let tokens: f64 = tokens.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    let tokens = server.metric("vllm:generation_tokens_total");
     assert!(tokens < 1500.0, "{tokens} tokens were made for clients that left");
 }
 

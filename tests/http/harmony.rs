@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kilotok_engine::Caps;
-use kilotok_testkit::{Script, ScriptedEngine};
+use kilotok_testkit::{Script, ScriptedEngine, with_fields};
 use kilotok_text::Text;
 use serde_json::{Value, json};
 
@@ -41,12 +41,11 @@ fn weather() -> Value {
 }
 
 fn chat(more: &Value) -> Value {
-    let mut request = json!({
+    let request = json!({
         "messages": [{"role": "user", "content": "What is the weather in São Paulo?"}],
         "temperature": 0,
     });
-    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    request
+    with_fields(request, more)
 }
 
 fn chat_tools(strict: bool) -> Value {

@@ -1,6 +1,7 @@
 //! Tools and items that only the services of OpenAI and Anthropic can handle, in requests that are
 //! otherwise valid: they are left out and counted, or refused if the request has nothing else.
 
+use kilotok_testkit::with_fields;
 use serde_json::{Value, json};
 
 use super::server::Server;
@@ -11,12 +12,11 @@ const MESSAGES: &str = "/v1/messages";
 
 fn ask(path: &str, more: &Value) -> Value {
     let messages = json!([{"role": "user", "content": "say:hi"}]);
-    let mut request = match path {
+    let request = match path {
         RESPONSES => json!({"model": "toy", "input": "say:hi", "temperature": 0}),
         _ => json!({"model": "toy", "messages": messages, "max_tokens": 99, "temperature": 0}),
     };
-    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    request
+    with_fields(request, more)
 }
 
 /// The text of a reply.

@@ -49,17 +49,13 @@ fn a_thousand_clients_that_leave_leave_nothing_behind() {
     // Only cached prefixes are left. The next request is served like the first one.
     let answer = server.post("/v1/chat/completions", &short).good();
     assert_eq!(answer["usage"]["completion_tokens"], 5);
-    let metrics = server.get("/metrics");
-    let of = |name: &str| {
-        let line = metrics.text().lines().find(|line| line.starts_with(name));
-        line.unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap()
-    };
-    for gauge in ["vllm:num_requests_running", "vllm:num_requests_waiting"] {
-        assert_eq!(of(gauge), 0.0, "{gauge}");
+    for gauge in
+        ["vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"]
+    {
+        assert_eq!(server.metric(gauge), 0.0, "{gauge}");
     }
-    assert_eq!(of("vllm:kv_cache_usage_perc"), 0.0);
     // Nearly all clients would have received 1,500 tokens, some several times.
-    let tokens = of("vllm:generation_tokens_total");
+    let tokens = server.metric("vllm:generation_tokens_total");
     assert!(tokens < 500.0 * CLIENTS as f64, "{tokens} tokens were made for clients that left");
 }
 

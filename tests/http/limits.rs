@@ -18,7 +18,7 @@ fn server() -> Server {
         token_max_default: Some(3),
         ..Setup::default().config
     };
-    Server::start(Setup { config, ..Setup::default() })
+    Server::with(config)
 }
 
 fn ask(field: &str, value: Value) -> Value {
@@ -60,7 +60,7 @@ fn a_request_that_does_not_say_gets_the_default() {
 #[test]
 fn a_body_that_is_far_too_large_is_answered() {
     let config = ServerConfig { body_max: 1000, ..Setup::default().config };
-    let server = Server::start(Setup { config, ..Setup::default() });
+    let server = Server::with(config);
     // More than the buffers of both ends can hold.
     let body = vec![b' '; 32 << 20];
     let head = head("POST", CHAT, &[], body.len());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kilotok_generation::{AdmissionOptions, Clock};
 use kilotok_server::ServerConfig;
+use kilotok_testkit::with_fields;
 use serde_json::{Value, json};
 
 use super::dice::Dice;
@@ -16,12 +17,11 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// A reply of this many random tokens.
 fn babble(tokens: usize, more: &Value) -> Value {
-    let mut request = json!({
+    let request = json!({
         "messages": [{"role": "user", "content": "anything"}],
         "max_tokens": tokens, "ignore_eos": true, "seed": 3,
     });
-    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    request
+    with_fields(request, more)
 }
 
 #[test]

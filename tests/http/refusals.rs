@@ -161,7 +161,7 @@ fn only_a_stream_has_options() {
 #[test]
 fn a_completion_has_sixteen_tokens_unless_somebody_says() {
     let tokens = |config: ServerConfig, max_tokens: Option<Value>| {
-        let server = Server::start(Setup { config, ..Setup::default() });
+        let server = Server::with(config);
         let mut request = json!({"prompt": "a", "ignore_eos": true});
         if let Some(max_tokens) = max_tokens {
             request["max_tokens"] = max_tokens;
@@ -234,7 +234,7 @@ fn a_page_of_another_site_hears_of_the_flag() {
     assert!(message(&ask(&closed, "null"), 403).contains("`--cors-origin '*'`"));
     let origins = vec!["https://chat.example".to_owned()];
     let config = ServerConfig { cors_origins: origins, ..Setup::default().config };
-    let open = Server::start(Setup { config, ..Setup::default() });
+    let open = Server::with(config);
     assert_eq!(ask(&open, "https://chat.example").status, 200);
     assert_eq!(ask(&open, "https://evil.example").status, 403);
 }

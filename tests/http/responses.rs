@@ -1,5 +1,6 @@
 //! `/v1/responses`: items, events, and the requests that a server without memory refuses.
 
+use kilotok_testkit::with_fields;
 use serde_json::{Value, json};
 
 use super::server::Server;
@@ -7,9 +8,8 @@ use super::server::Server;
 const PATH: &str = "/v1/responses";
 
 fn ask(text: &str, more: &Value) -> Value {
-    let mut request = json!({"model": "toy", "input": format!("say:{text}"), "temperature": 0});
-    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    request
+    let request = json!({"model": "toy", "input": format!("say:{text}"), "temperature": 0});
+    with_fields(request, more)
 }
 
 const TOLD: &str = "<think>hm</think>So.<tool_call>\n<function=add>\n<parameter=a>3</parameter>\n\

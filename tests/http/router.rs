@@ -8,7 +8,7 @@ use super::server::{Server, Setup};
 #[test]
 fn a_router_learns_the_models_name_and_the_load() {
     let config = ServerConfig { model_root: "maker/toy".into(), ..Setup::default().config };
-    let server = Server::start(Setup { config, ..Setup::default() });
+    let server = Server::with(config);
     for path in ["/model_info", "/get_model_info"] {
         let info = server.get(path).good();
         let right = json!({

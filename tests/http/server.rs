@@ -179,6 +179,10 @@ impl Server {
         Self::start(Setup::default())
     }
 
+    pub(crate) fn with(config: ServerConfig) -> Self {
+        Self::start(Setup { config, ..Setup::default() })
+    }
+
     /// Number of tasks that have not ended: those of connections, and the server's own.
     pub(crate) fn task_count(&self) -> usize {
         self.runtime.metrics().num_alive_tasks()
@@ -200,6 +204,13 @@ impl Server {
 
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.send(&head("GET", path, &[], 0), &[]).answer()
+    }
+
+    /// The value of the first metric whose line begins like this.
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let metrics = self.get("/metrics");
+        let line = metrics.text().lines().find(|line| line.starts_with(series)).unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {

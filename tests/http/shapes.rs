@@ -1,14 +1,15 @@
 //! Tools and constrained answers: replies that must be JSON, a choice or a call, and calls that the
 //! model makes.
 
-use kilotok_testkit::DraftAccuracy;
+use kilotok_testkit::{DraftAccuracy, with_fields};
 use serde_json::{Value, json};
 
 use super::server::{Server, Setup};
 
 const PATH: &str = "/v1/chat/completions";
 
-fn tools() -> Value {
+/// Two functions, of which the model calls each once in [`CALLS`].
+pub(crate) fn tools() -> Value {
     let add = json!({"type": "object", "properties": {
         "a": {"type": "integer"}, "b": {"type": "integer"},
     }, "required": ["a", "b"], "additionalProperties": false});
@@ -19,17 +20,16 @@ fn tools() -> Value {
 }
 
 /// Calls, written as the model writes them in the format of the fixtures.
-const CALLS: &str = "Let me see.<tool_call>\n<function=add>\n<parameter=a>3</parameter>\n\
-    <parameter=b>4</parameter>\n</function>\n</tool_call><tool_call>\n<function=now>\n</function>\n\
-    </tool_call>";
+pub(crate) const CALLS: &str = "Let me see.<tool_call>\n<function=add>\n\
+    <parameter=a>3</parameter>\n<parameter=b>4</parameter>\n</function>\n</tool_call>\
+    <tool_call>\n<function=now>\n</function>\n</tool_call>";
 
 fn ask(text: &str, more: &Value) -> Value {
-    let mut request = json!({
+    let request = json!({
         "messages": [{"role": "user", "content": format!("say:{text}")}],
         "temperature": 0, "tools": tools(),
     });
-    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    request
+    with_fields(request, more)
 }
 
 fn calls(message: &Value) -> Vec<(String, Value)> {
@@ -126,12 +126,11 @@ fn shapes_are_kept() {
         "kind": {"enum": ["a", "b"]}, "yes": {"type": "boolean"},
     }, "required": ["kind", "yes"], "additionalProperties": false});
     let text = |more: Value| {
-        let mut request = json!({
+        let request = json!({
             "messages": [{"role": "user", "content": "anything"}], "seed": 5, "max_tokens": 300,
             "chat_template_kwargs": {"enable_thinking": false},
         });
-        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let answer = server.post(PATH, &request).good();
+        let answer = server.post(PATH, &with_fields(request, &more)).good();
         assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{more} {answer}");
         answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
     };
@@ -249,9 +248,8 @@ fn shapes_that_cannot_be_are_refused() {
         (json!({"response_format": {"type": "structural_tag"}}), "response_format.type"),
         (json!({"regex": "a", "ebnf": "b"}), "ebnf"),
     ] {
-        let mut request = json!({"messages": [{"role": "user", "content": "a"}]});
-        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let answer = server.post(PATH, &request);
+        let request = json!({"messages": [{"role": "user", "content": "a"}]});
+        let answer = server.post(PATH, &with_fields(request, &more));
         assert_eq!(answer.status, 400, "{more}: {}", answer.text());
         assert_eq!(answer.json()["error"]["param"], param, "{more}");
     }

@@ -1,7 +1,7 @@
 //! Constraints of a reply: calls within free text, forced calls that are cut off, white space in
 //! JSON, and the parts of a schema that are not enforced.
 
-use kilotok_testkit::DraftAccuracy;
+use kilotok_testkit::{DraftAccuracy, with_fields};
 use serde_json::{Value, json};
 
 use super::server::{Server, Setup};
@@ -28,10 +28,8 @@ fn ask(path: &str, text: &str, strict: bool, more: &Value) -> Value {
         _ => json!({"messages": [{"role": "user", "content": text}], "max_tokens": 300, "tools": [
             {"name": name, "input_schema": schema(), "strict": strict}]}),
     };
-    let fields = request.as_object_mut().unwrap();
-    fields.insert("temperature".into(), json!(0));
-    fields.extend(more.as_object().unwrap().clone());
-    request
+    request["temperature"] = json!(0);
+    with_fields(request, more)
 }
 
 /// The text of a reply, and the names and arguments of its calls, with or without a stream.
@@ -282,9 +280,8 @@ fn no_reply_is_lost_to_white_space() {
     assert!(serde_json::from_str::<Vec<bool>>(content).is_ok(), "{content:?}");
     let outputs = |more: Value| {
         let mut request = shaped(&json!(null));
-        let mut outputs = json!({"json": {"type": "array", "items": {"type": "boolean"}}});
-        outputs.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        request["structured_outputs"] = outputs;
+        let outputs = json!({"json": {"type": "array", "items": {"type": "boolean"}}});
+        request["structured_outputs"] = with_fields(outputs, &more);
         request["logit_bias"] = bias.clone();
         server.post(CHAT, &request)
     };
@@ -359,11 +356,7 @@ fn what_is_no_schema_is_refused_by_its_place() {
 #[test]
 fn other_servers_names_of_shapes_are_understood() {
     let server = Server::new();
-    let reply = |fields: Value| {
-        let mut request = shaped(&json!(null));
-        request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        server.post(CHAT, &request)
-    };
+    let reply = |fields: Value| server.post(CHAT, &with_fields(shaped(&json!(null)), &fields));
     let said = |fields: Value| {
         let answer = reply(fields).good();
         answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()

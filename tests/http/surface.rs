@@ -8,10 +8,6 @@ use super::server::{Server, Setup, head};
 
 const CHAT: &str = "/v1/chat/completions";
 
-fn with(config: ServerConfig) -> Server {
-    Server::start(Setup { config, ..Setup::default() })
-}
-
 fn hi() -> Value {
     json!({"messages": [{"role": "user", "content": "say:hi"}], "max_tokens": 4})
 }
@@ -38,7 +34,7 @@ fn models_have_their_names() {
 #[test]
 fn anthropics_clients_get_models_in_their_form() {
     let served_names = ["a", "b/c", "d"].map(str::to_owned).into();
-    let server = with(ServerConfig { served_names, ..ServerConfig::default() });
+    let server = Server::with(ServerConfig { served_names, ..ServerConfig::default() });
     let ask = |path: &str| {
         let headers = [("anthropic-version", "2023-06-01")];
         server.send(&head("GET", path, &headers, 0), &[]).answer()
@@ -165,9 +161,7 @@ fn null_is_absent_and_the_unknown_is_counted() {
     request["store"] = json!(true);
     request["verbosity"] = json!("low");
     assert_eq!(server.post(CHAT, &request).good()["choices"], plain["choices"]);
-    let metrics = server.get("/metrics");
-    let line = metrics.text().lines().find(|line| line.starts_with("kilotok:unknown_fields_total"));
-    assert!(line.unwrap().ends_with(" 2"), "{line:?}");
+    assert_eq!(server.metric("kilotok:unknown_fields_total"), 2.0);
 }
 
 #[test]
@@ -203,7 +197,7 @@ fn garbage_is_the_senders_fault_and_does_no_harm() {
 
 #[test]
 fn http_has_its_own_errors() {
-    let server = with(ServerConfig { body_max: 2000, ..Setup::default().config });
+    let server = Server::with(ServerConfig { body_max: 2000, ..Setup::default().config });
     let answer = server.get("/v1/nothing");
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("unknown_url")));
     let answer = server.get(CHAT);
@@ -245,7 +239,7 @@ fn http_has_its_own_errors() {
 #[test]
 fn keys_open_the_api() {
     let keys = vec!["one".to_owned(), "two".to_owned()];
-    let server = with(ServerConfig { api_keys: keys, ..Setup::default().config });
+    let server = Server::with(ServerConfig { api_keys: keys, ..Setup::default().config });
     let body = hi().to_string();
     let status = |path: &str, headers: &[(&str, &str)]| {
         server.post_bytes(path, body.as_bytes(), headers).status
@@ -271,7 +265,7 @@ fn keys_open_the_api() {
 #[test]
 fn other_sites_are_let_in_by_name() {
     let origins = vec!["https://chat.example".to_owned()];
-    let server = with(ServerConfig { cors_origins: origins, ..Setup::default().config });
+    let server = Server::with(ServerConfig { cors_origins: origins, ..Setup::default().config });
     let ask = |server: &Server, origin: &str| {
         let headers = [
             ("origin", origin),
@@ -293,7 +287,8 @@ fn other_sites_are_let_in_by_name() {
     assert_eq!(answer.header("access-control-allow-origin"), Some("https://chat.example"));
     let closed = Server::new();
     assert_eq!(ask(&closed, "https://chat.example").header("access-control-allow-origin"), None);
-    let open = with(ServerConfig { cors_origins: vec!["*".into()], ..Setup::default().config });
+    let open =
+        Server::with(ServerConfig { cors_origins: vec!["*".into()], ..Setup::default().config });
     assert_eq!(ask(&open, "https://any.example").header("access-control-allow-origin"), Some("*"));
 }
 
@@ -347,11 +342,8 @@ fn a_reply_without_a_bound_counts_as_what_there_is_room_for() {
     let mut request = hi();
     request.as_object_mut().unwrap().remove("max_tokens");
     let answer = server.post(CHAT, &request).good();
-    let room = 2048 - answer["usage"]["prompt_tokens"].as_u64().unwrap();
-    let metrics = server.get("/metrics");
-    let mut lines = metrics.text().lines();
-    let sum = lines.find(|line| line.starts_with("vllm:request_params_max_tokens_sum")).unwrap();
-    assert!(sum.ends_with(&format!(" {room}")), "{sum}");
+    let room = 2048.0 - answer["usage"]["prompt_tokens"].as_f64().unwrap();
+    assert_eq!(server.metric("vllm:request_params_max_tokens_sum"), room);
 }
 
 #[test]

@@ -4,11 +4,13 @@
 //! and tests in a separate process ([`process`]). Nothing here serves requests.
 
 pub mod conformance;
+mod fields;
 pub mod host;
 mod mix;
 pub mod process;
 pub mod scripted;
 pub mod toy;
 
+pub use fields::with_fields;
 pub use scripted::{DraftAccuracy, Script, ScriptedEngine, repeat_prompt};
 pub use toy::Toy;

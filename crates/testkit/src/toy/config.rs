@@ -1,12 +1,14 @@
 //! The configs of the toys, as on the hub: the same fields and the same oddities, with small
 //! numbers.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+
+use crate::with_fields;
 
 /// The fields that all toys share.
-fn base(windows: &[u8]) -> Map<String, Value> {
+fn base(windows: &[u8]) -> Value {
     let dense_first: Vec<u8> = (0..windows.len()).map(|layer| u8::from(layer > 0)).collect();
-    object(json!({
+    json!({
         "num_hidden_layers": windows.len(),
         "hybrid_layer_pattern": windows,
         "moe_layer_freq": dense_first,
@@ -34,12 +36,11 @@ fn base(windows: &[u8]) -> Map<String, Value> {
         "torch_dtype": "bfloat16",
         "eos_token_id": 250,
         "pad_token_id": 251,
-    }))
+    })
 }
 
 pub(super) fn flash() -> Value {
-    let mut config = base(&[0, 1, 1, 0, 1]);
-    config.append(&mut object(json!({
+    let own = json!({
         "architectures": ["MiMoV2FlashForCausalLM"],
         "model_type": "mimo_v2_flash",
         "hidden_size": 64,
@@ -56,43 +57,41 @@ pub(super) fn flash() -> Value {
         "intermediate_size": 96,
         "moe_intermediate_size": 32,
         "n_routed_experts": 12,
-    })));
-    Value::Object(config)
+    });
+    with_fields(base(&[0, 1, 1, 0, 1]), &own)
 }
 
 /// V2-Flash's form with a dense network in every layer.
 pub(super) fn dense() -> Value {
-    let mut config = object(flash());
+    without_experts(flash())
+}
+
+fn without_experts(mut config: Value) -> Value {
     let layers = config["moe_layer_freq"].as_array().map_or(0, Vec::len);
-    config.insert("moe_layer_freq".into(), json!(vec![0; layers]));
-    Value::Object(config)
+    config["moe_layer_freq"] = json!(vec![0; layers]);
+    config
 }
 
 /// The same with networks that are wider than the first share of any CTA.
 pub(super) fn wide() -> Value {
-    let mut config = object(dense());
-    config.insert("intermediate_size".into(), json!(WIDE));
-    Value::Object(config)
+    with_fields(dense(), &json!({ "intermediate_size": WIDE }))
 }
 
 /// The dense form with layers of different widths, not all of which are a multiple of a matrix
 /// step: attention of 320 in full layers and 512 in others, networks of 512.
 pub(super) fn uneven() -> Value {
-    let mut config = object(dense());
-    config.append(&mut object(json!({
+    let own = json!({
         "v_head_dim": 40,
         "swa_num_attention_heads": 16,
         "swa_v_head_dim": 32,
         "intermediate_size": 512,
-    })));
-    Value::Object(config)
+    });
+    with_fields(dense(), &own)
 }
 
 /// The drafter of `uneven`, whose networks have a width of 320.
 pub(super) fn uneven_drafter() -> Value {
-    let mut config = object(flash_drafter());
-    config.insert("intermediate_size".into(), json!(320));
-    Value::Object(config)
+    with_fields(flash_drafter(), &json!({ "intermediate_size": 320 }))
 }
 
 /// Three tiles of 8 rows for each of the 132 CTAs of an H100, and a few more rows.
@@ -100,28 +99,21 @@ const WIDE: usize = 3232;
 
 /// V2.5-Pro's form with a dense network in every layer.
 pub(super) fn pro_dense() -> Value {
-    let mut config = object(pro_fp4());
-    let layers = config["moe_layer_freq"].as_array().map_or(0, Vec::len);
-    config.insert("moe_layer_freq".into(), json!(vec![0; layers]));
-    Value::Object(config)
+    without_experts(pro_fp4())
 }
 
 /// V2.5-Pro's form with experts so wide that the down projection takes three steps, while a page of
 /// the kernels' ring holds two steps of each of four experts.
 pub(super) fn wide_experts() -> Value {
-    let mut config = object(pro_fp4());
-    config.insert("moe_intermediate_size".into(), json!(640));
-    config.insert("num_experts_per_tok".into(), json!(4));
-    Value::Object(config)
+    with_fields(pro_fp4(), &json!({ "moe_intermediate_size": 640, "num_experts_per_tok": 4 }))
 }
 
 pub(super) fn pro_fp4() -> Value {
     let windows = [0, 1, 1, 0];
-    let mut config = base(&windows);
     let attention = |layer: usize| format!("model.layers.{layer}.self_attn.o_proj");
     let mut ignored: Vec<_> = (0..windows.len()).map(attention).collect();
     ignored.push("model.decoder.self_attn.o_proj".into());
-    config.append(&mut object(json!({
+    let own = json!({
         "architectures": ["MiMoV2ForCausalLM"],
         "model_type": "mimo_v2",
         "attention_projection_layout": "fused_qkv",
@@ -149,24 +141,23 @@ pub(super) fn pro_fp4() -> Value {
             "store_dtype": "mxfp4",
             "mxfp4_block_size": 32,
         },
-    })));
-    Value::Object(config)
+    });
+    with_fields(base(&windows), &own)
 }
 
 /// V2.6-Flash's form: projections fused in as many chunks as there are global K/V heads, which is
 /// half of the K/V heads in window layers; towers for images and audio. Its vocabulary has room for
 /// a tokenizer.
 pub(super) fn v2_6_flash() -> Value {
-    let mut config = object(pro_fp4());
-    config.append(&mut object(json!({
+    let own = json!({
         "vision_config": { "depth": 2 },
         "audio_config": { "layers": 2 },
         "vocab_size": 320,
         "num_key_value_heads": 4,
         "layernorm_epsilon": 1e-6,
         "attention_value_scale": 0.707,
-    })));
-    Value::Object(config)
+    });
+    with_fields(pro_fp4(), &own)
 }
 
 /// In the form of Qwen's FP8 files.
@@ -212,23 +203,20 @@ pub(super) fn qwen3_moe() -> Value {
 
 /// The same with a dense network in every layer.
 pub(super) fn qwen3_dense() -> Value {
-    let mut config = object(qwen3_moe());
-    config.insert("mlp_only_layers".into(), json!([0, 1, 2, 3]));
-    Value::Object(config)
+    with_fields(qwen3_moe(), &json!({ "mlp_only_layers": [0, 1, 2, 3] }))
 }
 
 /// In the form that z-lab publishes, with attention like that of gpt-oss's drafters.
 pub(super) fn qwen3_drafter() -> Value {
-    let mut config = object(gpt_oss_drafter());
-    config.append(&mut object(json!({
+    let own = json!({
         "dflash_config": { "mask_token_id": 253, "target_layer_ids": [0, 1, 3] },
         "head_dim": 32,
         "hidden_size": 128,
         "num_attention_heads": 16,
         "num_key_value_heads": 4,
         "rms_norm_eps": 1e-6,
-    })));
-    Value::Object(config)
+    });
+    with_fields(gpt_oss_drafter(), &own)
 }
 
 pub(super) fn gpt_oss() -> Value {
@@ -312,24 +300,20 @@ pub(super) fn gpt_oss_drafter() -> Value {
 
 /// The same model with floats only.
 pub(super) fn unquantised(config: Value) -> Value {
-    let mut config = object(config);
-    config.remove("quantization_config");
-    Value::Object(config)
+    without_field(config, "quantization_config")
 }
 
 /// The same model in the form with separate q, k and v projections.
 pub(super) fn split(config: Value) -> Value {
-    let mut config = object(config);
-    config.remove("attention_projection_layout");
-    config.insert("architectures".into(), json!(["MiMoV2FlashForCausalLM"]));
-    config.insert("model_type".into(), json!("mimo_v2_flash"));
-    Value::Object(config)
+    let names = json!({
+        "architectures": ["MiMoV2FlashForCausalLM"], "model_type": "mimo_v2_flash",
+    });
+    with_fields(without_field(config, "attention_projection_layout"), &names)
 }
 
 /// In the form of V2.5 and V2.5-Pro. Its vocabulary size is wrong, like theirs.
 pub(super) fn pro_drafter() -> Value {
-    let mut config = drafter();
-    config.append(&mut object(json!({
+    let own = json!({
         "hidden_size": 128,
         "num_target_layers": 4,
         "num_attention_heads": 16,
@@ -350,14 +334,13 @@ pub(super) fn pro_drafter() -> Value {
             "num_anchors": 4096,
             "loss_decay_gamma": 7.0,
         },
-    })));
-    Value::Object(config)
+    });
+    with_fields(drafter(), &own)
 }
 
 /// The drafter of V2.6-Flash, which has the types of its layers in place of `use_swa`.
 pub(super) fn v2_6_drafter() -> Value {
-    let mut config = object(pro_drafter());
-    config.append(&mut object(json!({
+    let own = json!({
         "rms_norm_eps": 1e-6,
         "vocab_size": 320,
         "layer_types": ["sliding_attention", "sliding_attention"],
@@ -371,14 +354,13 @@ pub(super) fn v2_6_drafter() -> Value {
             "num_anchors": 4096,
             "loss_decay_gamma": 7.0,
         },
-    })));
-    Value::Object(config)
+    });
+    with_fields(pro_drafter(), &own)
 }
 
 /// In the form of V2.6.
 pub(super) fn flash_drafter() -> Value {
-    let mut config = drafter();
-    config.append(&mut object(json!({
+    let own = json!({
         "hidden_size": 64,
         "num_target_layers": 5,
         "num_attention_heads": 8,
@@ -394,12 +376,12 @@ pub(super) fn flash_drafter() -> Value {
             "attention_sink_bias": true,
             "attention_value_scale": 0.707,
         },
-    })));
-    Value::Object(config)
+    });
+    with_fields(drafter(), &own)
 }
 
-fn drafter() -> Map<String, Value> {
-    object(json!({
+fn drafter() -> Value {
+    json!({
         "architectures": ["DFlashDraftModel"],
         "model_type": "qwen3",
         "num_hidden_layers": 2,
@@ -412,12 +394,10 @@ fn drafter() -> Map<String, Value> {
         "max_position_embeddings": 2048,
         "tie_word_embeddings": false,
         "dtype": "bfloat16",
-    }))
+    })
 }
 
-fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(map) => map,
-        other => panic!("{other} is no object"),
-    }
+fn without_field(mut config: Value, name: &str) -> Value {
+    config.as_object_mut().expect("a config is an object").remove(name);
+    config
 }
