@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use kilotok_model::{
-    Dtype, FeedForwardSpec, Format, Knobs, LayerWeight, ModelSpec, Part, QkvLayout, Ranks, Reach,
-    RouterDtype, Shard, WeightDecl, WeightFormat, WeightId, check_ranks, declare, read_config,
-    read_drafter,
+    AttentionSpec, Dtype, FeedForwardSpec, Format, Knobs, LayerWeight, ModelSpec, Part, QkvLayout,
+    Ranks, Reach, RouterDtype, Shard, WeightDecl, WeightFormat, WeightId, check_ranks, declare,
+    read_config, read_drafter,
 };
 use serde_json::Value;
 
@@ -244,6 +244,9 @@ fn scale_rows_begin_anew_in_each_chunk() {
         let qkv = find(&decls, layer, LayerWeight::Qkv);
         assert_eq!(qkv.format, Format::Fp8 { chunk_rows });
         assert_eq!(qkv.rows(), chunks * chunk_rows);
+        let AttentionSpec { q_heads, kv_heads, qk_dim, v_dim, .. } = spec.layers[layer].attention;
+        // Which rows a rank gets of this, tests of `weights` check head by head.
+        assert_eq!(qkv.shard, Shard::Qkv { chunks, q_heads, kv_heads, qk_dim, v_dim });
         let scales = &qkv.stored()[1];
         assert_eq!(
             scales.name,
@@ -264,63 +267,6 @@ fn scale_rows_begin_anew_in_each_chunk() {
         [3199, 3200, 3263, 3264, 3327, 3328].map(|row| qkv.format.scale_row(row)),
         [24, 25, 25, 25, 25, 26]
     );
-}
-
-/// Rows of a rank by going through every head one by one.
-fn rows_by_hand(spec: &ModelSpec, layer: usize, ranks: Ranks) -> Vec<usize> {
-    let attention = &spec.layers[layer].attention;
-    let QkvLayout::Fused { chunks } = attention.qkv else { panic!("is fused") };
-    let (q_each, kv_each) = (attention.q_heads / chunks, attention.kv_heads / chunks);
-    // The stored rows, as (letter, head, dimension).
-    let mut stored = Vec::new();
-    for chunk in 0..chunks {
-        for (letter, each, dims) in [
-            ('q', q_each, attention.qk_dim),
-            ('k', kv_each, attention.qk_dim),
-            ('v', kv_each, attention.v_dim),
-        ] {
-            for head in chunk * each..(chunk + 1) * each {
-                stored.extend((0..dims).map(|dim| (letter, head, dim)));
-            }
-        }
-    }
-    let places: BTreeMap<_, _> = stored.into_iter().zip(0..).collect();
-    let group = attention.q_heads / attention.kv_heads;
-    let q_heads: Vec<_> = (0..attention.q_heads)
-        .filter(|head| head * ranks.count / attention.q_heads == ranks.rank)
-        .collect();
-    let mut kv_heads: Vec<_> = q_heads.iter().map(|head| head / group).collect();
-    kv_heads.dedup();
-    let mut rows = Vec::new();
-    for (letter, heads, dims) in [
-        ('q', &q_heads, attention.qk_dim),
-        ('k', &kv_heads, attention.qk_dim),
-        ('v', &kv_heads, attention.v_dim),
-    ] {
-        for head in heads {
-            rows.extend((0..dims).map(|dim| places[&(letter, *head, dim)]));
-        }
-    }
-    rows
-}
-
-#[test]
-fn ranks_get_the_rows_of_their_heads() {
-    for spec in [spec(&configs::pro_fp4()), spec(&configs::v2_5())] {
-        let decls = declare(&spec);
-        for (layer, count) in [0, 1].into_iter().flat_map(|layer| [1, 2, 4, 8].map(|n| (layer, n)))
-        {
-            check_ranks(&spec, count).unwrap();
-            for rank in 0..count {
-                let ranks = Ranks { rank, count };
-                let slice = find(&decls, layer, LayerWeight::Qkv).slice(ranks);
-                let rows: Vec<_> = slice.rows.iter().cloned().flatten().collect();
-                assert_eq!(rows, rows_by_hand(&spec, layer, ranks), "{layer} {ranks:?}");
-                assert_eq!(slice.row_count(), rows.len());
-                assert_eq!(slice.cols, 0..spec.hidden_size);
-            }
-        }
-    }
 }
 
 /// At eight ranks a rank of Pro is a chunk as it is stored.
