@@ -16,6 +16,7 @@ fn tools() -> Vec<Tool> {
             "unit": { "enum": ["celsius", "fahrenheit"] },
             "where": { "$ref": "#/$defs/place" },
             "flags": { "type": "array", "items": { "type": "boolean" } },
+            "limit": { "type": ["integer", "null"], "minimum": 0, "maximum": 9 },
         },
         "required": ["city", "where"],
         "additionalProperties": false,
@@ -109,6 +110,7 @@ fn after_the_calls_only_the_end_is_left() {
     }
 }
 
+/// A reader of replies finds the same calls.
 #[test]
 fn random_calls_follow_their_schemas() {
     let tools = tools();
@@ -128,6 +130,11 @@ fn random_calls_follow_their_schemas() {
                 let text = model.text(&reply);
                 let found = read(format, &text);
                 assert!(!found.is_empty());
+                let (heard, content) = super::text::read(&text, format, tools.clone().into());
+                let parsed = |arguments: String| serde_json::from_str(&arguments).unwrap();
+                let heard = heard.into_iter().map(|(name, arguments)| (name, parsed(arguments)));
+                assert_eq!(heard.collect::<Vec<_>>(), found, "{format:?}: {text}");
+                assert_eq!(content.trim(), "", "{format:?}: {text}");
                 for (name, arguments) in found {
                     let which = tools.iter().position(|tool| tool.name == name).unwrap();
                     let valid = oracles[which].is_valid(&arguments);
@@ -164,7 +171,7 @@ fn read(format: Format, text: &str) -> Vec<(String, Value)> {
                 let (value, after) = value.split_once("</parameter>").unwrap();
                 let value = value.strip_prefix(pad).unwrap().strip_suffix(pad).unwrap();
                 (Value::from(value), after)
-            } else if key == "days" {
+            } else if ["days", "limit"].contains(&key) {
                 let (value, after) = value.split_once("</parameter>").unwrap();
                 (value.trim().parse().unwrap(), after)
             } else {

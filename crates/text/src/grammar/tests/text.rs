@@ -182,7 +182,7 @@ fn no_reply_has_a_call_that_is_not_declared() {
                 let mut dice = Dice::new(seed);
                 let mut grammar = text(&model, format, true, ReasoningStart::Never);
                 let (reply, whole) = wild(&model, &mut grammar, &mut dice, format, marks);
-                let mut calls = read(&reply, format);
+                let (mut calls, _) = read(&reply, format, tools());
                 if !whole {
                     calls.pop();
                 }
@@ -249,20 +249,25 @@ fn wild(
     (model.text(&shown.copied().collect::<Vec<_>>()), whole)
 }
 
-fn read(reply: &str, format: Format) -> Vec<(String, String)> {
-    let tools = Some(tools());
-    let mut reader = Tagged::new(format.style(), ReasoningStart::Never, tools, true, false);
+/// The calls that a reader of replies finds, and the text besides them.
+pub(super) fn read(
+    reply: &str,
+    format: Format,
+    tools: Arc<[Tool]>,
+) -> (Vec<(String, String)>, String) {
+    let mut reader = Tagged::new(format.style(), ReasoningStart::Never, Some(tools), true, false);
     let mut events = Events::default();
     reply.chars().for_each(|character| reader.push(character, &mut events));
-    let mut calls: Vec<(String, String)> = Vec::new();
+    let (mut calls, mut content) = (Vec::new(), String::new());
     for event in events.take() {
         match event {
             Event::Call { name, .. } => calls.push((name, String::new())),
             Event::Arguments { text, .. } => calls.last_mut().unwrap().1 += &text,
-            Event::Content(_) | Event::Reasoning(_) => {}
+            Event::Content(text) => content += &text,
+            Event::Reasoning(_) => {}
         }
     }
-    calls
+    (calls, content)
 }
 
 /// The grammar of Codex's tool `apply_patch`.
