@@ -1,6 +1,5 @@
 //! Several replies to one prompt.
 
-use super::engines::held;
 use super::*;
 
 fn copies(count: u64, prompt_count: u32) -> Vec<ReplyRequest> {
@@ -19,8 +18,7 @@ fn alone_copies(count: u64, prompt_count: u32) -> Vec<Vec<TokenId>> {
 
 #[tokio::test]
 async fn they_share_the_prompt() {
-    let (engine, hold) = held(engine());
-    let rig = Rig::new(engine);
+    let (rig, hold) = Rig::held(engine());
     let streams = rig.admission.submit_all(vec![copies(5, 100)]).await.unwrap();
     hold.entered();
     assert_eq!((rig.admission.load().running, rig.admission.load().waiting()), (1, 4));
@@ -41,8 +39,7 @@ async fn they_share_the_prompt() {
 
 #[tokio::test]
 async fn short_prompts_share_nothing_and_wait_for_nothing() {
-    let (engine, hold) = held(engine());
-    let rig = Rig::new(engine);
+    let (rig, hold) = Rig::held(engine());
     let streams = rig.admission.submit_all(vec![copies(5, 7)]).await.unwrap();
     hold.entered();
     assert_eq!(rig.admission.load().running, 5);
@@ -55,8 +52,7 @@ async fn short_prompts_share_nothing_and_wait_for_nothing() {
 #[tokio::test]
 async fn they_start_when_the_first_ends_early() {
     for how in 0..3 {
-        let (engine, hold) = held(engine());
-        let rig = Rig::new(engine);
+        let (rig, hold) = Rig::held(engine());
         // The prompt takes more than one step, so the first reply can leave before its first token.
         let mut streams = rig.admission.submit_all(vec![copies(4, 400)]).await.unwrap();
         hold.entered();

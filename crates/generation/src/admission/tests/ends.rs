@@ -2,7 +2,6 @@
 
 use kilotok_testkit::DraftAccuracy;
 
-use super::engines::held;
 use super::*;
 
 /// A small random generator: the times at which readers leave must be the same in every run.
@@ -85,14 +84,10 @@ async fn a_request_is_cancelled_wherever_it_is() {
 
 #[tokio::test]
 async fn an_abort_ends_those_of_its_name() {
-    let (engine, hold) = held(engine());
-    let rig = Rig::new(engine);
+    let (rig, hold) = Rig::held(engine());
     let mut streams = Vec::new();
     for name in ["a", "b", "a", ""] {
-        let admission = rig.admission.clone();
-        let submitted =
-            tokio::spawn(async move { admission.submit(named(name, text(9, 1), 40)).await });
-        until("it is in", || rig.admission.load().held > streams.len() as u32).await;
+        let submitted = rig.submit_late(named(name, text(9, 1), 40)).await;
         hold.permit();
         streams.push(submitted.await.unwrap().unwrap());
     }
@@ -116,8 +111,7 @@ async fn an_abort_ends_those_of_its_name() {
 #[tokio::test]
 async fn a_stopped_reply_keeps_its_text_and_no_more() {
     let engine = ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(0));
-    let (engine, hold) = held(engine);
-    let rig = Rig::new(engine);
+    let (rig, hold) = Rig::held(engine);
     let mut stream = rig.submit(request(text(24, 1), 1000)).await;
     let mut tokens = Vec::new();
     // Its window's pages from before the reply's ninth token are still held.
@@ -136,14 +130,8 @@ async fn a_stopped_reply_keeps_its_text_and_no_more() {
         reply.stats.cached_count, 32,
         "whole pages of 24 + 9 tokens, none of what came after"
     );
-    let text = rig.metrics.text();
-    let stopped =
-        r#"vllm:request_success_total{engine="0",finished_reason="stop",model_name="toy"} 1"#;
-    assert!(text.contains(stopped), "{text}");
-    assert!(
-        text.contains(r#"request_generation_tokens_sum{engine="0",model_name="toy"} 13"#),
-        "{text}"
-    );
+    assert_eq!(value(&rig.metrics, "vllm:request_success_total", r#"finished_reason="stop""#), 1.0);
+    assert_eq!(value(&rig.metrics, "vllm:request_generation_tokens_sum", ""), 13.0);
 }
 
 #[tokio::test]

@@ -2,9 +2,9 @@
 
 use std::sync::mpsc::sync_channel;
 
-use kilotok_engine::{EngineError, RowFault, RowOutput};
+use kilotok_engine::{EngineError, RowFault, RowOutput, StepId};
 
-use super::engines::{Altered, held};
+use super::engines::Altered;
 use super::*;
 
 /// Two replies run, two wait; the engine fails in its fourth step.
@@ -26,11 +26,11 @@ async fn fails_for_all(engine: impl Engine + 'static, expected: &str) {
     assert_eq!(soon("the end", rig.admission.ended()).await.unwrap_err().to_string(), message);
     assert_eq!(rig.thread.join().unwrap_err().to_string(), message);
     assert_eq!(rig.admission.load(), Load::default());
-    let text = rig.metrics.text();
-    let errors =
-        r#"vllm:request_success_total{engine="0",finished_reason="error",model_name="toy"} 4"#;
-    assert!(text.contains(errors), "{text}");
-    assert!(text.contains(r#"num_requests_running{engine="0",model_name="toy"} 0"#), "{text}");
+    assert_eq!(
+        value(&rig.metrics, "vllm:request_success_total", r#"finished_reason="error""#),
+        4.0
+    );
+    assert_eq!(value(&rig.metrics, "vllm:num_requests_running", ""), 0.0);
 }
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn an_error_of_the_engine_ends_everything() {
 
 #[tokio::test]
 async fn so_does_a_panic() {
-    let alter = |step: kilotok_engine::StepId, _: &mut StepOutput| {
+    let alter = |step: StepId, _: &mut StepOutput| {
         assert!(step.0 < 3, "rank 3 is gone");
     };
     fails_for_all(Altered { inner: engine(), alter }, "rank 3 is gone").await;
@@ -50,7 +50,7 @@ async fn so_does_a_panic() {
 
 #[tokio::test]
 async fn so_does_an_output_that_cannot_be() {
-    let alter = |step: kilotok_engine::StepId, out: &mut StepOutput| {
+    let alter = |step: StepId, out: &mut StepOutput| {
         if step.0 == 3 {
             out.rows.pop();
         }
@@ -62,14 +62,11 @@ async fn so_does_an_output_that_cannot_be() {
 async fn a_refused_plan_costs_one_reply() {
     let mut engine = engine();
     engine.fail_at(2, EngineError::Plan { row: 1, reason: "no such page".into() });
-    let (engine, hold) = held(engine);
-    let rig = Rig::new(engine);
+    let (rig, hold) = Rig::held(engine);
     let prompts: Vec<_> = (0..3).map(|index| text(9 + index, index)).collect();
     let mut streams = Vec::new();
     for prompt in &prompts {
-        let (admission, request) = (rig.admission.clone(), request(prompt.clone(), 60));
-        let submitted = tokio::spawn(async move { admission.submit(request).await });
-        until("it is in", || rig.admission.load().held > streams.len() as u32).await;
+        let submitted = rig.submit_late(request(prompt.clone(), 60)).await;
         // All three are submitted before the third step.
         if streams.len() == 1 {
             hold.permit();
@@ -90,13 +87,13 @@ async fn a_refused_plan_costs_one_reply() {
     assert!(failure.message.contains("no such page"), "{}", failure.message);
     let expected = alone(prompts.iter().map(|prompt| submission(prompt.clone(), 60)).collect());
     assert_eq!((&replies[0].tokens, &replies[2].tokens), (&expected[0], &expected[2]));
-    assert!(rig.metrics.text().contains(r#"plans_refused_total{engine="0",model_name="toy"} 1"#));
+    assert_eq!(value(&rig.metrics, "kilotok:plans_refused_total", ""), 1.0);
     rig.is_clean().await;
 }
 
 #[tokio::test]
 async fn a_row_without_a_token_costs_one_reply() {
-    let alter = |step: kilotok_engine::StepId, out: &mut StepOutput| {
+    let alter = |step: StepId, out: &mut StepOutput| {
         if step.0 == 4 {
             let fault = Some(RowFault::NotFinite { position: 17 });
             out.rows[0] = RowOutput { fault, ..RowOutput::default() };
@@ -115,16 +112,13 @@ async fn a_row_without_a_token_costs_one_reply() {
     assert!(failure.message.contains("position 17 are not finite"), "{}", failure.message);
     assert!(!replies[0].tokens.is_empty(), "what came before is not lost");
     assert_eq!(replies[1].tokens, alone(vec![submission(text(5, 2), 99)])[0]);
-    assert!(
-        rig.metrics.text().contains(r#"corrupted_requests_total{engine="0",model_name="toy"} 1"#)
-    );
+    assert_eq!(value(&rig.metrics, "vllm:corrupted_requests_total", ""), 1.0);
     rig.is_clean().await;
 }
 
 #[tokio::test]
 async fn a_stalled_engine_is_told_from_an_idle_one() {
-    let (engine, hold) = held(engine());
-    let rig = Rig::new(engine);
+    let (rig, hold) = Rig::held(engine());
     rig.pass_ms(100_000);
     assert_eq!(rig.admission.health(), Health::Ok { busy: false });
     let stream = rig.submit(request(text(9, 1), 40)).await;
@@ -177,8 +171,7 @@ async fn a_command_that_is_not_read_is_work() {
 
 #[tokio::test]
 async fn a_caller_waits_no_longer_than_a_stall_takes() {
-    let (engine, hold) = held(engine());
-    let rig = Rig::new(engine);
+    let (rig, hold) = Rig::held(engine());
     let running = rig.submit(request(text(9, 1), 40)).await;
     hold.entered();
     tokio::time::pause();
@@ -194,8 +187,7 @@ async fn a_caller_waits_no_longer_than_a_stall_takes() {
 
 #[tokio::test]
 async fn a_caller_is_not_kept_waiting_for_an_engine_that_hangs() {
-    let (engine, hold) = held(engine());
-    let rig = Rig::new(engine);
+    let (rig, hold) = Rig::held(engine());
     let running = rig.submit(request(text(9, 1), 40)).await;
     hold.entered();
     tokio::time::pause();

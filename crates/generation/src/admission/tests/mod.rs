@@ -22,6 +22,7 @@ use kilotok_sched::{Limits, Scheduler, Submission};
 use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 use tokio::task::JoinHandle;
 
+use self::engines::{Hold, held};
 use super::*;
 use crate::increment::FinishReason;
 use crate::stats::ReplyStats;
@@ -47,6 +48,12 @@ struct TestClock {
 impl Rig {
     fn new(engine: impl Engine + 'static) -> Self {
         Self::with(engine, Limits::default(), 1024)
+    }
+
+    /// A rig whose engine is held back.
+    fn held(engine: ScriptedEngine) -> (Self, Hold) {
+        let (engine, hold) = held(engine);
+        (Self::new(engine), hold)
     }
 
     fn with(engine: impl Engine + 'static, limits: Limits, waiting_max: u32) -> Self {
@@ -151,6 +158,17 @@ fn named(request_id: &str, prompt: Vec<TokenId>, token_max: u32) -> ReplyRequest
         submission: submission(prompt, token_max),
         grammar: None,
     }
+}
+
+/// The value of the first series that has the model's labels and these.
+fn value(metrics: &Metrics, name: &str, labels: &str) -> f64 {
+    let text = metrics.text();
+    let found = text.lines().find_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let rest = series.strip_prefix(name)?;
+        (rest.starts_with('{') && rest.contains(labels)).then_some(value)
+    });
+    found.unwrap_or_else(|| panic!("no {name} {labels} in {text}")).parse().unwrap()
 }
 
 /// A complete reply.

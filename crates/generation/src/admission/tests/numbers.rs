@@ -1,25 +1,13 @@
 //! Metrics and load report what happened.
 
-use super::engines::held;
 use super::*;
-
-/// The value of a series with the model's labels and these.
-fn value(rig: &Rig, name: &str, labels: &str) -> f64 {
-    let text = rig.metrics.text();
-    let found = text.lines().find(|line| {
-        let series = line.rsplit_once(' ').map_or("", |(series, _)| series);
-        series.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') && rest.contains(labels))
-    });
-    let found = found.unwrap_or_else(|| panic!("no {name} {labels} in {text}"));
-    found.rsplit_once(' ').unwrap().1.parse().unwrap()
-}
 
 #[tokio::test]
 async fn a_request_is_measured_from_end_to_end() {
     let (engine, hold) =
         held(ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(0)));
     let rig = Rig::with(engine, Limits { running_max: 1, ..Limits::default() }, 9);
-    let value = |name: &str, labels: &str| value(&rig, name, labels);
+    let value = |name: &str, labels: &str| value(&rig.metrics, name, labels);
     let first = rig.submit(request(text(20, 1), 1)).await;
     hold.entered();
     let second = rig.submit_late(request(text(30, 2), 3)).await;
@@ -86,7 +74,8 @@ async fn hits_and_drafts_are_counted() {
     let drafted = (first.stats.drafted_count + second.stats.drafted_count) as f64;
     let accepted = (first.stats.accepted_count + second.stats.accepted_count) as f64;
     assert!(accepted > 10.0 && accepted == drafted, "{accepted} of {drafted}");
-    until("all is counted", || value(&rig, "vllm:generation_tokens_total", "") == 66.0).await;
+    until("all is counted", || value(&rig.metrics, "vllm:generation_tokens_total", "") == 66.0)
+        .await;
     let counts = [
         ("prefix_cache_queries_total", "", 80.0),
         ("prefix_cache_hits_total", "", 32.0),
@@ -98,11 +87,11 @@ async fn hits_and_drafts_are_counted() {
         ("spec_decode_num_accepted_tokens_total", "", accepted),
     ];
     for (name, labels, count) in counts {
-        assert_eq!(value(&rig, &format!("vllm:{name}"), labels), count, "{name} {labels}");
+        assert_eq!(value(&rig.metrics, &format!("vllm:{name}"), labels), count, "{name} {labels}");
     }
     let places = (0..7).map(|position| {
         let label = format!(r#"position="{position}""#);
-        value(&rig, "vllm:spec_decode_num_accepted_tokens_per_pos_total", &label)
+        value(&rig.metrics, "vllm:spec_decode_num_accepted_tokens_per_pos_total", &label)
     });
     let places: Vec<f64> = places.collect();
     assert_eq!(places.iter().sum::<f64>(), accepted);
@@ -123,12 +112,12 @@ async fn endings_are_told_apart() {
         assert_eq!(read(stream).await.finish, FinishReason::Length);
     }
     until("no reply is held", || rig.admission.load().held == 0).await;
-    let ended = |reason: &str| value(&rig, "vllm:request_success_total", reason);
+    let ended = |reason: &str| value(&rig.metrics, "vllm:request_success_total", reason);
     let counts = ["length", "stop", "abort", "error"].map(ended);
     assert_eq!(counts, [2.0, 1.0, 1.0, 0.0]);
-    assert_eq!(value(&rig, "vllm:admission_rejections_total", "queue_full"), 1.0);
-    assert_eq!(value(&rig, "vllm:request_params_n_sum", ""), 4.0);
-    assert_eq!(value(&rig, "vllm:request_max_num_generation_tokens_sum", ""), 40.0);
+    assert_eq!(value(&rig.metrics, "vllm:admission_rejections_total", "queue_full"), 1.0);
+    assert_eq!(value(&rig.metrics, "vllm:request_params_n_sum", ""), 4.0);
+    assert_eq!(value(&rig.metrics, "vllm:request_max_num_generation_tokens_sum", ""), 40.0);
 }
 
 #[tokio::test]
@@ -157,8 +146,8 @@ async fn a_stop_string_counts_although_the_length_came_first() {
             stream.complete(1);
         }
         until("it is counted", || {
-            value(&rig, "vllm:request_success_total", "stop")
-                + value(&rig, "vllm:request_success_total", "length")
+            value(&rig.metrics, "vllm:request_success_total", "stop")
+                + value(&rig.metrics, "vllm:request_success_total", "length")
                 > 0.0
         })
         .await;
@@ -171,7 +160,7 @@ async fn a_stop_string_counts_although_the_length_came_first() {
             ("request_max_num_generation_tokens_sum", "", 1.0),
         ];
         for (name, labels, count) in counts {
-            let found = value(&rig, &format!("vllm:{name}"), labels);
+            let found = value(&rig.metrics, &format!("vllm:{name}"), labels);
             assert_eq!(found, count, "{name} {labels}, late: {late}");
         }
     }
@@ -179,15 +168,14 @@ async fn a_stop_string_counts_although_the_length_came_first() {
 
 #[tokio::test]
 async fn an_abort_counts_although_the_length_came_first() {
-    let (engine, hold) = held(engine());
-    let rig = Rig::new(engine);
+    let (rig, hold) = Rig::held(engine());
     let stream = rig.submit(named("a", text(20, 1), 1)).await;
     hold.entered();
     assert_eq!(rig.admission.abort("a"), 1);
     drop(hold);
     assert_eq!(read(stream).await.finish, FinishReason::Aborted);
     until("the engine is done", || rig.admission.load().held == 0).await;
-    let ended = |reason: &str| value(&rig, "vllm:request_success_total", reason);
+    let ended = |reason: &str| value(&rig.metrics, "vllm:request_success_total", reason);
     until("it is counted", || ended("abort") + ended("length") > 0.0).await;
     assert_eq!((ended("abort"), ended("length")), (1.0, 0.0));
 }

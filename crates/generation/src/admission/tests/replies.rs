@@ -1,6 +1,5 @@
 //! Replies: their increments, slow readers, and the limit of the queue.
 
-use super::engines::held;
 use super::*;
 
 #[tokio::test]
@@ -45,8 +44,7 @@ async fn a_slow_reader_delays_no_other_and_misses_nothing() {
 
 #[tokio::test]
 async fn each_step_is_one_increment() {
-    let (engine, hold) = held(engine());
-    let rig = Rig::new(engine);
+    let (rig, hold) = Rig::held(engine());
     let mut stream = rig.submit(request(text(20, 1), 30)).await;
     let mut increment_count = 0;
     loop {
