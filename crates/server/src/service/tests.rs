@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::SlotSetup;
@@ -69,11 +69,20 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     .await;
 }
 
-/// Starts requests until the queue is full, cancels some, and returns the others.
-async fn fill<T: Send + 'static>(
-    service: &Service,
-    start: impl Fn() -> JoinHandle<Result<T, ApiError>>,
-) -> Vec<JoinHandle<Result<T, ApiError>>> {
+/// A service whose queue was full of large prompts, of which some were cancelled. The others are
+/// made once the sender is dropped.
+async fn busy() -> (Arc<Service>, SyncSender<()>, Vec<JoinHandle<Result<(), ApiError>>>) {
+    let service = service();
+    let (free, held) = sync_channel::<()>(0);
+    let held = Arc::new(Mutex::new(held));
+    let start = || {
+        let (service, held) = (Arc::clone(&service), Arc::clone(&held));
+        let work = move |_: &Service, _: &Cancelled| {
+            let _ = held.lock().unwrap().recv();
+            Ok(())
+        };
+        tokio::spawn(async move { service.run_blocking(1 << 20, work).await })
+    };
     let mut started: Vec<_> = (0..HELD_MAX).map(|_| start()).collect();
     until("all wait", || service.admission.load().waiting() == HELD_MAX).await;
     let refused = soon("an answer", start()).await.unwrap().err().unwrap();
@@ -84,23 +93,12 @@ async fn fill<T: Send + 'static>(
     for cancelled in started.split_off(3) {
         cancelled.abort();
     }
-    started
+    (service, free, started)
 }
 
 #[tokio::test]
 async fn no_prompt_is_made_without_a_reservation() {
-    let service = service();
-    let (free, held) = sync_channel::<()>(0);
-    let held = Arc::new(Mutex::new(held));
-    let started = fill(&service, || {
-        let (service, held) = (Arc::clone(&service), Arc::clone(&held));
-        let work = move |_: &Service, _: &Cancelled| {
-            let _ = held.lock().unwrap().recv();
-            Ok(())
-        };
-        tokio::spawn(async move { service.run_blocking(1 << 20, work).await })
-    })
-    .await;
+    let (service, free, started) = busy().await;
     until("they are gone", || service.admission.load().held == 3).await;
     drop(free);
     for done in started {
@@ -111,18 +109,7 @@ async fn no_prompt_is_made_without_a_reservation() {
 
 #[tokio::test]
 async fn small_prompts_pass_large_ones() {
-    let service = service();
-    let (free, held) = sync_channel::<()>(0);
-    let held = Arc::new(Mutex::new(held));
-    let started = fill(&service, || {
-        let (service, held) = (Arc::clone(&service), Arc::clone(&held));
-        let work = move |_: &Service, _: &Cancelled| {
-            let _ = held.lock().unwrap().recv();
-            Ok(())
-        };
-        tokio::spawn(async move { service.run_blocking(1 << 20, work).await })
-    })
-    .await;
+    let (service, free, started) = busy().await;
     soon("a small prompt", service.run_blocking(1, |_, _| Ok(()))).await.unwrap();
     drop(free);
     for done in started {
