@@ -10,7 +10,7 @@ drafts, because a target that chooses (or samples, its numbers keyed by position
 reply with drafts or without. A round emits the accepted drafts and one token of the target's own;
 the mean is the acceptance length. The rate of slot k is the share of rounds that accept at least k
 drafts. The prompts are what held.py writes; only acceptance is measured on them. Replies are what
-`tests/demo.rs` had from a server and how many drafts it accepted in each round: PyTorch then judges
+`tests/demo` had from a server and how many drafts it accepted in each round: PyTorch then judges
 the same text, so that no draw differs, and must find the same.
 """
 

@@ -7,7 +7,7 @@ the whole vocabulary, and the rules are written as their papers have them. By `m
 drafter's likeliest tokens, and the target's own draws accept them. By `rejection` drafts are drawn
 from the drafter's distribution and judged by block verification (Sun et al., arXiv 2403.10444).
 
-With --replies, what `tests/demo.rs` had from a server by rejection sampling is judged too: from the
+With --replies, what `tests/demo` had from a server by rejection sampling is judged too: from the
 beginning of each served round PyTorch drafts and verifies for itself. Of the same texts both must
 accept as much, and whole texts, which differ, do not add to the error.
 """

@@ -5,15 +5,10 @@
 //!
 //! A failure names its seed: `world(seed)` runs it again.
 
-#[path = "sim/crowd.rs"]
 mod crowd;
-#[path = "sim/draw.rs"]
 mod draw;
-#[path = "sim/poison.rs"]
 mod poison;
-#[path = "sim/workload.rs"]
 mod workload;
-#[path = "sim/world.rs"]
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

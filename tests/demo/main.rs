@@ -4,20 +4,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
-#[path = "demo/acceptance.rs"]
 mod acceptance;
-#[path = "demo/expected.rs"]
 mod expected;
-#[path = "parity/fixture.rs"]
+#[path = "../parity/fixture.rs"]
 #[expect(dead_code, reason = "fixtures of random checkpoints are read there")]
 mod fixture;
-#[path = "demo/parity.rs"]
 mod parity;
-#[path = "demo/replies.rs"]
 mod replies;
-#[path = "demo/rules.rs"]
 mod rules;
-#[path = "demo/server.rs"]
 mod server;
 
 use std::path::{Path, PathBuf};

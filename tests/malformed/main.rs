@@ -4,21 +4,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
-#[path = "malformed/configs.rs"]
 mod configs;
-#[path = "malformed/families.rs"]
 mod families;
-#[path = "malformed/folders.rs"]
 mod folders;
-#[path = "malformed/good.rs"]
 mod good;
-#[path = "malformed/headers.rs"]
 mod headers;
-#[path = "malformed/masks.rs"]
 mod masks;
-#[path = "malformed/tensors.rs"]
 mod tensors;
-#[path = "malformed/torch.rs"]
 mod torch;
 
 use std::path::Path;
