@@ -160,6 +160,15 @@ impl<'a> Fields<'a> {
         self.problems.retain(|problem| seen.insert(problem.clone()));
         self.problems
     }
+
+    /// The same, for the fields of a whole config.
+    ///
+    /// # Errors
+    /// All problems, if there are any.
+    pub(crate) fn check(self) -> Result<(), Vec<String>> {
+        let problems = self.finish();
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
 }
 
 /// Parses the text of a config into its top-level object.

@@ -88,10 +88,7 @@ pub(super) fn read(
     let dense = DenseSpec { width, format, activation: Activation::SiluMul };
     let layer = LayerSpec { attention, feed_forward: FeedForwardSpec::Dense(dense) };
     fields.problems.extend(dflash.finish());
-    let problems = fields.finish();
-    if !problems.is_empty() {
-        return Err(problems);
-    }
+    fields.check()?;
     let layers = vec![layer; layer_count];
     Ok(DrafterSpec { rows, taps, mask_token, own_mask, norm_eps, layers })
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Knobs, end_tokens, experts_in_all, limit, router_dtype, usual_attention, window};
+use super::{Knobs, experts_in_all, limit, model, router_dtype, usual_attention, window};
 use crate::fields::Fields;
 use crate::names::Names;
 use crate::spec::{
@@ -43,19 +43,16 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
     fields.must_be("architectures", &json!(["GptOssForCausalLM"]));
     fields.must_be("attention_bias", &json!(true));
     fields.may_be("tie_word_embeddings", &json!(false));
-    let vocab_size = fields.size("vocab_size", limit::VOCAB);
-    let hidden_size = fields.size("hidden_size", limit::WIDTH);
-    let layer_count = fields.size("num_hidden_layers", limit::LAYERS);
-    let norm_eps = fields.number("rms_norm_eps", 1e-12, 1e-2) as f32;
-    let position_max = fields.size("max_position_embeddings", limit::POSITIONS);
-    let end_tokens = end_tokens(&mut fields, vocab_size);
+    let (model, layer_count) = model(&mut fields, Family::GptOss, "rms_norm_eps");
     let format = format(&mut fields);
     let window = window(&mut fields, knobs);
     let reaches = reaches(&mut fields, layer_count, window);
     let attention = AttentionSpec { sinks: true, bias: true, ..usual_attention(&mut fields) };
     let experts = experts(&mut fields, format, knobs);
     if format == WeightFormat::Mxfp4 {
-        for (name, size) in [("hidden_size", hidden_size), ("intermediate_size", experts.width)] {
+        for (name, size) in
+            [("hidden_size", model.hidden_size), ("intermediate_size", experts.width)]
+        {
             if !size.is_multiple_of(MXFP4_GROUP) {
                 fields.problem(name, format!("is {size}, not in MXFP4 groups of {MXFP4_GROUP}"));
             }
@@ -67,21 +64,8 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
         feed_forward: FeedForwardSpec::Experts(experts.clone()),
     });
     let layers = layers.collect();
-    let problems = fields.finish();
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    Ok(ModelSpec {
-        family: Family::GptOss,
-        vocab_size,
-        hidden_size,
-        norm_eps,
-        position_max,
-        end_tokens,
-        layers,
-        multimodal: false,
-        drafter: None,
-    })
+    fields.check()?;
+    Ok(ModelSpec { layers, ..model })
 }
 
 /// What each layer sees; the published models have windows on every even layer.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Knobs, end_tokens, experts_in_all, fp8, heads, limit, rotary_dims};
+use super::{Knobs, experts_in_all, fp8, heads, limit, model, rotary_dims};
 use crate::fields::Fields;
 use crate::names::Names;
 use crate::rope::RopeSpec;
@@ -60,12 +60,7 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
     fields.ignore(IGNORED);
     fields.ignore(&knobs.ignored_fields);
     let family = family(&mut fields);
-    let vocab_size = fields.size("vocab_size", limit::VOCAB);
-    let hidden_size = fields.size("hidden_size", limit::WIDTH);
-    let layer_count = fields.size("num_hidden_layers", limit::LAYERS);
-    let norm_eps = fields.number("layernorm_epsilon", 1e-12, 1e-2) as f32;
-    let position_max = fields.size("max_position_embeddings", limit::POSITIONS);
-    let end_tokens = end_tokens(&mut fields, vocab_size);
+    let (model, layer_count) = model(&mut fields, family, "layernorm_epsilon");
     for (name, wanted) in [
         ("hidden_act", json!("silu")),
         ("attention_bias", json!(false)),
@@ -85,7 +80,7 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
     let experts = experts(&mut fields, &formats, knobs);
     let windows = flags(&mut fields, "hybrid_layer_pattern", layer_count);
     let sparse = flags(&mut fields, "moe_layer_freq", layer_count);
-    check_formats(&mut fields, &formats, hidden_size, experts.width);
+    check_formats(&mut fields, &formats, model.hidden_size, experts.width);
     experts_in_all(&mut fields, "n_routed_experts", experts.count, &sparse);
     let experts = FeedForwardSpec::Experts(experts);
     let layers = windows.iter().zip(&sparse).map(|(&is_window, &is_sparse)| LayerSpec {
@@ -93,23 +88,11 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
         feed_forward: if is_sparse { experts.clone() } else { dense.clone() },
     });
     let layers = layers.collect();
-    let problems = fields.finish();
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    Ok(ModelSpec {
-        family,
-        vocab_size,
-        hidden_size,
-        norm_eps,
-        position_max,
-        end_tokens,
-        layers,
-        multimodal: ["vision_config", "audio_config"]
-            .iter()
-            .any(|name| map.get(*name).is_some_and(|value| !value.is_null())),
-        drafter: None,
-    })
+    fields.check()?;
+    let multimodal = ["vision_config", "audio_config"]
+        .iter()
+        .any(|name| map.get(*name).is_some_and(|value| !value.is_null()));
+    Ok(ModelSpec { layers, multimodal, ..model })
 }
 
 fn family(fields: &mut Fields<'_>) -> Family {

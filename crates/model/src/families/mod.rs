@@ -138,6 +138,26 @@ fn heads(fields: &mut Fields<'_>, q_name: &str, kv_name: &str) -> (usize, usize)
     (q_heads, kv_heads)
 }
 
+/// What the config of every family says of the whole model, which has no layers yet, and the number
+/// of its layers.
+fn model(fields: &mut Fields<'_>, family: Family, norm_eps: &str) -> (ModelSpec, usize) {
+    let vocab_size = fields.size("vocab_size", limit::VOCAB);
+    let hidden_size = fields.size("hidden_size", limit::WIDTH);
+    let layer_count = fields.size("num_hidden_layers", limit::LAYERS);
+    let model = ModelSpec {
+        family,
+        vocab_size,
+        hidden_size,
+        norm_eps: fields.number(norm_eps, 1e-12, 1e-2) as f32,
+        position_max: fields.size("max_position_embeddings", limit::POSITIONS),
+        end_tokens: end_tokens(fields, vocab_size),
+        layers: Vec::new(),
+        multimodal: false,
+        drafter: None,
+    };
+    (model, layer_count)
+}
+
 /// Full attention as the usual families have it: one `head_dim`, all of it rotated, queries, keys
 /// and values stored apart as floats. What differs, a family sets.
 fn usual_attention(fields: &mut Fields<'_>) -> AttentionSpec {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Knobs, end_tokens, experts_in_all, fp8, limit, router_dtype, usual_attention};
+use super::{Knobs, experts_in_all, fp8, limit, model, router_dtype, usual_attention};
 use crate::fields::Fields;
 use crate::names::Names;
 use crate::spec::{
@@ -47,15 +47,10 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
     }
     // This field means nothing unless `use_sliding_window` is true.
     fields.ignore(&["sliding_window"]);
-    let vocab_size = fields.size("vocab_size", limit::VOCAB);
-    let hidden_size = fields.size("hidden_size", limit::WIDTH);
-    let layer_count = fields.size("num_hidden_layers", limit::LAYERS);
-    let norm_eps = fields.number("rms_norm_eps", 1e-12, 1e-2) as f32;
-    let position_max = fields.size("max_position_embeddings", limit::POSITIONS);
-    let end_tokens = end_tokens(&mut fields, vocab_size);
+    let (model, layer_count) = model(&mut fields, Family::Qwen3Moe, "rms_norm_eps");
     let format = format(&mut fields);
     let attention = AttentionSpec {
-        qk_norm_eps: Some(norm_eps),
+        qk_norm_eps: Some(model.norm_eps),
         qkv_format: format,
         output_format: format,
         ..usual_attention(&mut fields)
@@ -80,21 +75,8 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
         },
     });
     let layers = layers.collect();
-    let problems = fields.finish();
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    Ok(ModelSpec {
-        family: Family::Qwen3Moe,
-        vocab_size,
-        hidden_size,
-        norm_eps,
-        position_max,
-        end_tokens,
-        layers,
-        multimodal: false,
-        drafter: None,
-    })
+    fields.check()?;
+    Ok(ModelSpec { layers, ..model })
 }
 
 fn experts(fields: &mut Fields<'_>, format: WeightFormat, knobs: &Knobs) -> ExpertsSpec {
