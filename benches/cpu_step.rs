@@ -8,7 +8,7 @@ use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kilotok_abi::{PageId, Sampling, SlotId};
 use kilotok_cpu::{CpuEngine, CpuOptions};
-use kilotok_engine::{Engine, PageRun, Row, RowTokens, SlotSetup, StepOutput, StepPlan};
+use kilotok_engine::{Engine, PageRun, Row, RowTokens, SlotSetup, StepPlan};
 use kilotok_model::{Knobs, read_config, read_drafter};
 use kilotok_weights::{Dummy, Quiet};
 
@@ -78,22 +78,12 @@ impl Bench {
         let setup = SlotSetup::new(Sampling::GREEDY, CONTEXT);
         let tokens = (start..start + count).map(|position| position * 37 % 8192).collect();
         let row = Row {
-            slot: SlotId(0),
             setup: Some(Box::new(setup)),
-            start,
-            tokens: RowTokens::Given { tokens, draft_count },
-            sample: true,
             pages: vec![PageRun { first: 0, pages }; self.engine.caps().groups.len()],
-            masks: vec![],
-            logprobs: None,
-            scored: vec![],
             draft_next,
-            report_drafts: false,
+            ..Row::new(SlotId(0), start, RowTokens::Given { tokens, draft_count })
         };
-        let step = self.engine.submit(&StepPlan { rows: vec![row] }).expect("a good plan");
-        let mut out = StepOutput::default();
-        self.engine.wait(step, &mut out).expect("a step");
-        black_box(out);
+        black_box(self.engine.run(&StepPlan { rows: vec![row] }).expect("a good plan"));
     }
 }
 

@@ -153,9 +153,7 @@ fn scheduler_alone(drafts: bool, step_count: u64) {
     }
     for _ in 0..step_count {
         let plan = sched.plan().expect("no step is in flight");
-        let step = engine.submit(&plan.step).expect("the plan is legal");
-        let mut output = StepOutput::default();
-        engine.wait(step, &mut output).expect("it was submitted");
+        let output = engine.run(&plan.step).expect("the plan is legal");
         let advances = sched.absorb(output, 4000).expect("a step is in flight");
         for _ in advances.iter().filter(|advance| advance.finish.is_some()) {
             turns += 1;

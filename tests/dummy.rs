@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use kilotok_abi::{PageId, Sampling, SlotId};
 use kilotok_cpu::{CpuEngine, CpuOptions, Seen};
-use kilotok_engine::{Engine, PageGroup, PageRun, Row, RowTokens, SlotSetup, StepOutput, StepPlan};
+use kilotok_engine::{Engine, PageGroup, PageRun, Row, RowTokens, SlotSetup, StepPlan};
 use kilotok_model::{Knobs, ModelSpec, read_config};
 use kilotok_weights::{Dummy, Quiet};
 use serde_json::json;
@@ -96,21 +96,11 @@ fn run() -> Notes {
         pages: (0..TOKENS.div_ceil(group.page_tokens)).map(PageId).collect(),
     };
     let row = Row {
-        slot: SlotId(0),
         setup: Some(Box::new(setup)),
-        start: 0,
-        tokens: RowTokens::Given { tokens, draft_count: 0 },
-        sample: true,
         pages: engine.caps().groups.iter().map(every_page).collect(),
-        masks: vec![],
-        logprobs: None,
-        scored: vec![],
-        draft_next: 0,
-        report_drafts: false,
+        ..Row::new(SlotId(0), 0, RowTokens::Given { tokens, draft_count: 0 })
     };
-    let step = engine.submit(&StepPlan { rows: vec![row] }).unwrap();
-    let mut out = StepOutput::default();
-    engine.wait(step, &mut out).unwrap();
+    let out = engine.run(&StepPlan { rows: vec![row] }).unwrap();
     assert_eq!(out.rows[0].fault, None);
     drop(engine);
     Arc::into_inner(notes).unwrap().into_inner().unwrap()

@@ -10,9 +10,6 @@ mod body;
 mod config;
 #[path = "fuzz/targets/conversation.rs"]
 mod conversation;
-#[expect(dead_code, reason = "made for the tests over HTTP")]
-#[path = "http/dice.rs"]
-mod dice;
 #[path = "fuzz/targets/generation.rs"]
 mod generation;
 #[expect(dead_code, reason = "made for the tests of malformed checkpoints")]
@@ -39,7 +36,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use dice::Dice;
+use kilotok_testkit::Random;
 
 /// Most edits of one mutant.
 const EDITS_MAX: usize = 4;
@@ -78,7 +75,7 @@ fn exercise(target: &str, mutant_count: usize, run: fn(&[u8])) {
     paths.sort();
     let seeds: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
     assert!(!seeds.is_empty(), "{target} has no seeds");
-    let mut dice = Dice::new(1);
+    let mut dice = Random::new(1);
     let mutants = (0..mutant_count).map(|_| mutant(&seeds, &mut dice));
     for input in seeds.iter().cloned().chain(mutants) {
         let ran = catch_unwind(AssertUnwindSafe(|| run(&input)));
@@ -87,13 +84,13 @@ fn exercise(target: &str, mutant_count: usize, run: fn(&[u8])) {
 }
 
 /// A seed with a few edits.
-fn mutant(seeds: &[Vec<u8>], dice: &mut Dice) -> Vec<u8> {
+fn mutant(seeds: &[Vec<u8>], dice: &mut Random) -> Vec<u8> {
     let mut bytes = dice.pick(seeds);
     for _ in 0..=dice.below(EDITS_MAX) {
         let at = dice.below(bytes.len() + 1);
         let end = (at + 1 + dice.below(RUN_MAX)).min(bytes.len());
         match dice.below(6) {
-            0 if at < bytes.len() => bytes[at] = dice.byte(),
+            0 if at < bytes.len() => bytes[at] = dice.bits() as u8,
             1 => drop(bytes.drain(at..end)),
             2 => {
                 let run = bytes[at..end].to_vec();

@@ -7,12 +7,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
+/// Ends a test that needs more GPUs than there are, and says so.
+macro_rules! needs_gpus {
+    ($count:expr) => {
+        if let Some(reason) = crate::absent($count) {
+            return println!("skipped: {reason}");
+        }
+    };
+}
+
 #[path = "gpu/distances.rs"]
 mod distances;
 #[path = "gpu/drafts.rs"]
 mod drafts;
-#[path = "sim/draw.rs"]
-mod draw;
 #[path = "gpu/law.rs"]
 mod law;
 #[path = "gpu/numbers.rs"]
@@ -246,9 +253,7 @@ fn there_are_steady_prompts() {
 
 #[test]
 fn replies_are_the_references() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     for (name, checkpoint) in models() {
         for length in PROMPT_LENS {
             let request = Request::greedy(prompt(checkpoint, length), TOKENS);

@@ -8,7 +8,7 @@ use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
 use kilotok_batch::Sizes;
 use kilotok_cpu::CpuEngine;
 use kilotok_engine::{
-    Engine, PageRun, Row, RowOutput, RowTokens, SlotSetup, StepOutput, StepPlan, Verification,
+    Engine, PageRun, Row, RowOutput, RowTokens, SlotSetup, StepPlan, Verification,
 };
 use kilotok_model::Knobs;
 use kilotok_testkit::host::{Drafts, Host, How, Request};
@@ -35,28 +35,14 @@ fn row(engine: &dyn Engine, start: usize, tokens: RowTokens) -> Row {
     let page = |count: u32| (0..count).map(PageId).collect();
     let groups = engine.caps().groups.iter();
     let end = start as u32 + tokens.count();
-    Row {
-        slot: SlotId(0),
-        setup: None,
-        start: start as u32,
-        tokens,
-        sample: true,
-        pages: groups
-            .map(|group| PageRun { first: 0, pages: page(end.div_ceil(group.page_tokens)) })
-            .collect(),
-        masks: Vec::new(),
-        logprobs: None,
-        scored: Vec::new(),
-        draft_next: 0,
-        report_drafts: false,
-    }
+    let pages = groups
+        .map(|group| PageRun { first: 0, pages: page(end.div_ceil(group.page_tokens)) })
+        .collect();
+    Row { pages, ..Row::new(SlotId(0), start as u32, tokens) }
 }
 
 fn run(engine: &mut dyn Engine, row: Row) -> RowOutput {
-    let step = engine.submit(&StepPlan { rows: vec![row] }).unwrap();
-    let mut output = StepOutput::default();
-    engine.wait(step, &mut output).unwrap();
-    output.rows.remove(0)
+    engine.run(&StepPlan { rows: vec![row] }).unwrap().rows.remove(0)
 }
 
 /// The number of drafts that are accepted after the text's first `count` tokens and one token that

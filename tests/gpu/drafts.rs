@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_cpu::{CpuEngine, Seen};
 use kilotok_engine::trace::{Header, Recorded, Trace};
-use kilotok_engine::{Engine, StepOutput, StepPlan};
+use kilotok_engine::{Engine, StepPlan};
 use kilotok_model::Knobs;
+use kilotok_testkit::Random;
 use kilotok_testkit::host::{Drafts, Guess, Host, How, Request};
 use kilotok_weights::{Checkpoint, Quiet};
 
-use crate::draw::Draw;
-use crate::{absent, cuda, demo_with, models, sizes};
+use crate::{cuda, demo_with, models, sizes};
 
 const REQUESTS: u64 = 6;
 const PROMPT_LEN: u32 = 40;
@@ -24,7 +24,7 @@ fn plans(checkpoint: &Checkpoint) -> Vec<StepPlan> {
     let draft_max = engine.caps().draft_max;
     let vocab_size = engine.caps().vocab_size;
     let request = |seed| {
-        let draw = &mut Draw::new(seed);
+        let draw = &mut Random::new(seed);
         let prompt: Vec<TokenId> =
             (0..PROMPT_LEN).map(|_| draw.between(0, vocab_size - 1)).collect();
         let mut request = Request::greedy(prompt, REPLY_LEN);
@@ -44,13 +44,6 @@ fn plans(checkpoint: &Checkpoint) -> Vec<StepPlan> {
         (row.draft_next, row.report_drafts) = (draft_max, true);
     }
     plans
-}
-
-fn run(engine: &mut dyn Engine, plan: &StepPlan) -> StepOutput {
-    let mut output = StepOutput::default();
-    let step = engine.submit(plan).unwrap();
-    engine.wait(step, &mut output).unwrap();
-    output
 }
 
 /// The lead of the largest logit over the next one.
@@ -95,7 +88,7 @@ fn compare(checkpoint: &Checkpoint) -> Counts {
     let mut other = cuda(checkpoint, 1);
     let mut counts = Counts::default();
     for plan in plans(checkpoint) {
-        let outputs = [run(&mut reference, &plan), run(&mut *other, &plan)];
+        let outputs = [reference.run(&plan).unwrap(), other.run(&plan).unwrap()];
         for (a, b) in outputs[0].rows.iter().zip(&outputs[1].rows) {
             assert_eq!(a.drafts.len(), b.drafts.len());
             for (a, b) in a.drafts.iter().zip(&b.drafts) {
@@ -109,9 +102,7 @@ fn compare(checkpoint: &Checkpoint) -> Counts {
 
 #[test]
 fn drafts_are_the_references() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     let fp8 = demo_with(&Knobs { draft_fp8: true, ..Knobs::default() });
     let models = models().into_iter().chain([("demo, FP8 drafts", &fp8)]);
     for (name, checkpoint) in models.filter(|(_, checkpoint)| checkpoint.spec().drafter.is_some()) {

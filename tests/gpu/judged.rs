@@ -15,7 +15,7 @@ use kilotok_engine::{
 use super::exact::Finding;
 use super::setup::{HISTORY, PROMPT_COUNT};
 use super::{LAST, prepare, run};
-use crate::{GPT_OSS, PRO, QWEN3_DENSE, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes};
+use crate::{GPT_OSS, PRO, QWEN3_DENSE, WIDE_TOKENS, cuda_of, cuda_wide, sizes};
 
 const DRAWS: u64 = 1 << 14;
 const MANY_DRAWS: u64 = 1 << 20;
@@ -208,9 +208,7 @@ fn the_reference_keeps_the_law_of_judged_drafts() {
 
 #[test]
 fn the_gpu_keeps_the_law_of_judged_drafts() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     check(&mut *cuda_of(&PRO, &few_tokens()), &settings(), DRAWS);
 }
 
@@ -218,17 +216,13 @@ fn the_gpu_keeps_the_law_of_judged_drafts() {
 #[test]
 #[ignore = "minutes"]
 fn the_gpu_keeps_the_law_of_a_million_judged_drafts() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     check(&mut *cuda_of(&PRO, &few_tokens()), &settings()[..2], MANY_DRAWS);
 }
 
 #[test]
 fn families_keep_the_law_of_judged_drafts() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     for checkpoint in [&QWEN3_DENSE, &GPT_OSS] {
         check(&mut *cuda_of(checkpoint, &few_tokens()), &settings()[..2], DRAWS);
     }
@@ -236,17 +230,13 @@ fn families_keep_the_law_of_judged_drafts() {
 
 #[test]
 fn two_ranks_keep_the_law_of_judged_drafts() {
-    if let Some(reason) = absent(2) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(2);
     check(&mut *cuda_of(&PRO, &Sizes { rank_count: 2, ..few_tokens() }), &settings(), DRAWS);
 }
 
 #[test]
 fn the_wide_pass_keeps_the_law_of_judged_drafts() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     let sizes = Sizes { token_max: WIDE_TOKENS, ..few_tokens() };
     check(&mut *cuda_wide(&PRO, &sizes, 0), &settings()[..2], DRAWS);
 }
@@ -254,8 +244,6 @@ fn the_wide_pass_keeps_the_law_of_judged_drafts() {
 /// Used on emulated GPUs.
 #[test]
 fn few_judged_drafts_keep_the_law() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     check(&mut *cuda_of(&PRO, &few_tokens()), &settings()[..1], FEW_DRAWS);
 }

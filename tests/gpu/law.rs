@@ -11,9 +11,7 @@ use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
 use kilotok_batch::Sizes;
 use kilotok_engine::{Engine, PageRun, Row as PlanRow, RowTokens, SlotSetup, StepOutput, StepPlan};
 
-use crate::{
-    FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_MOE, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes,
-};
+use crate::{FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_MOE, WIDE_TOKENS, cuda_of, cuda_wide, sizes};
 use exact::Finding;
 use setup::{BIAS, COMBINATIONS, HISTORY, PROMPT_COUNT, REPETITION, Row, VOCAB, mask_of, setup_of};
 
@@ -74,28 +72,14 @@ fn mask(combination: u32, last: TokenId, vocab_size: u32) -> Vec<u32> {
 }
 
 fn run(engine: &mut dyn Engine, rows: Vec<PlanRow>) -> StepOutput {
-    let mut output = StepOutput::default();
-    let step = engine.submit(&StepPlan { rows }).unwrap();
-    engine.wait(step, &mut output).unwrap();
-    output
+    engine.run(&StepPlan { rows }).unwrap()
 }
 
 /// Every slot has one page of each group, in which the whole sequence fits.
 fn row(engine: &dyn Engine, slot: u32, start: usize, tokens: RowTokens) -> PlanRow {
     let run = PageRun { first: 0, pages: vec![PageId(slot)] };
-    PlanRow {
-        slot: SlotId(slot),
-        setup: None,
-        start: start as u32,
-        tokens,
-        sample: true,
-        pages: vec![run; engine.caps().groups.len()],
-        masks: Vec::new(),
-        logprobs: None,
-        scored: Vec::new(),
-        draft_next: 0,
-        report_drafts: false,
-    }
+    let pages = vec![run; engine.caps().groups.len()];
+    PlanRow { pages, ..PlanRow::new(SlotId(slot), start as u32, tokens) }
 }
 
 const LAST: usize = HISTORY.len() - 1;
@@ -188,17 +172,13 @@ fn the_reference_keeps_the_law() {
 
 #[test]
 fn the_gpu_keeps_the_law() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     check(&mut *cuda_of(&FLASH, &few_tokens()), SETTINGS);
 }
 
 #[test]
 fn families_keep_the_law() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     for checkpoint in [&QWEN3_MOE, &QWEN3_DENSE, &GPT_OSS] {
         check(&mut *cuda_of(checkpoint, &few_tokens()), FEW_SETTINGS);
     }
@@ -206,9 +186,7 @@ fn families_keep_the_law() {
 
 #[test]
 fn the_wide_pass_keeps_the_law() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     let sizes = Sizes { token_max: WIDE_TOKENS, ..few_tokens() };
     check(&mut *cuda_wide(&PRO, &sizes, 0), SETTINGS);
 }

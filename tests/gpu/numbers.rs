@@ -18,11 +18,11 @@ use kilotok_abi::TokenId;
 use kilotok_cpu::{CpuEngine, Seen};
 use kilotok_engine::Engine;
 use kilotok_model::ModelSpec;
+use kilotok_testkit::Random;
 use kilotok_testkit::host::{Host, How, Reply, Request};
 use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 
 use crate::distances::{Distances, distance, quantile};
-use crate::draw::Draw;
 use crate::{
     DEMO, DENSE, FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_FP8, V2_6_FLASH, WIDE, absent, cuda, sizes,
 };
@@ -100,7 +100,7 @@ fn reference(
 
 /// A prompt of random tokens, all of which are scored.
 pub(crate) fn scored(vocab_size: usize, seed: u64, length: usize, token_max: u32) -> Request {
-    let draw = &mut Draw::new(seed);
+    let draw = &mut Random::new(seed);
     let token = |_| draw.between(0, vocab_size as u32 - 1);
     let tokens: Vec<TokenId> = (0..length).map(token).collect();
     Request { score: true, ..Request::greedy(tokens, token_max) }
@@ -162,9 +162,7 @@ pub(crate) fn compare_with(
 
 #[test]
 fn numbers_are_the_references() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     for (name, checkpoint, bounds) in MODELS {
         compare(name, checkpoint, 1, &bounds);
     }
@@ -172,9 +170,7 @@ fn numbers_are_the_references() {
 
 #[test]
 fn numbers_of_families_are_the_references() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     for (name, checkpoint, bounds) in FAMILIES {
         compare(name, checkpoint, 1, &bounds);
     }

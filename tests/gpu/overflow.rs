@@ -9,7 +9,7 @@ use kilotok_model::{Dtype, Slice, WeightDecl, WeightId};
 use kilotok_testkit::host::{Drafts, Host, How, Request};
 use kilotok_weights::{Checkpoint, Quiet, Tensor, TensorData, WeightError, WeightSource};
 
-use crate::{DENSE, GPT_OSS, PRO, UNEVEN, absent, cuda_from, cuda_with, sizes, wide};
+use crate::{DENSE, GPT_OSS, PRO, UNEVEN, cuda_from, cuda_with, sizes, wide};
 
 /// Multiplied by this, most numbers still fit F32 and BF16, but no sum of their squares does.
 const LARGE: f32 = 1e30;
@@ -91,9 +91,7 @@ fn no_overflow_outlives_its_request(engine: &mut dyn Engine) {
 /// zeros.
 #[test]
 fn an_overflow_does_not_outlive_its_request() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     let mut engine = cuda_from(UNEVEN.spec(), &OneLarge(&UNEVEN), &sizes(1));
     no_overflow_outlives_its_request(&mut *engine);
 }
@@ -101,9 +99,7 @@ fn an_overflow_does_not_outlive_its_request() {
 /// The same with the wide pass, MXFP4 experts, shared token buffers, and sinks.
 #[test]
 fn an_overflow_in_a_wide_step_does_not_outlive_its_request() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     for checkpoint in [&*PRO, &*GPT_OSS] {
         let source = OneLarge(checkpoint);
         let mut engine = cuda_with(checkpoint.spec(), &source, &wide(1), Some(0));
@@ -114,9 +110,7 @@ fn an_overflow_in_a_wide_step_does_not_outlive_its_request() {
 
 #[test]
 fn what_overflows_is_a_fault() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     let request = Request::greedy((0..20).collect(), 4);
     for weights in [&[Output][..], &[Gate], &[Gate, Up], &[Down], &[InputNorm], &[PostNorm]] {
         let source = Scaled { weights };

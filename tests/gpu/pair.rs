@@ -149,12 +149,7 @@ impl Pair {
         let rows = plan.rows.iter().cloned().map(|row| self.rewrite(row)).collect();
         let plan = StepPlan { rows };
         *self.notes.lock().unwrap() = Notes::default();
-        let mut outputs = [StepOutput::default(), StepOutput::default()];
-        let engines: [&mut dyn Engine; 2] = [&mut self.reference, &mut *self.other];
-        for (engine, output) in engines.into_iter().zip(&mut outputs) {
-            let id = engine.submit(&plan)?;
-            engine.wait(id, output)?;
-        }
+        let (mut output, other) = (self.reference.run(&plan)?, self.other.run(&plan)?);
         self.tally.steps += 1;
         let notes = std::mem::take(&mut *self.notes.lock().unwrap());
         let token_count: usize = plan.rows.iter().map(|row| row.tokens.count() as usize).sum();
@@ -162,7 +157,6 @@ impl Pair {
         for (index, lead) in notes.leads.iter().enumerate() {
             leads[index % token_count] = leads[index % token_count].min(*lead);
         }
-        let [mut output, other] = outputs;
         let (mut logits, mut leads) = (&notes.logits[..], &leads[..]);
         for ((row, out), other) in plan.rows.iter().zip(&mut output.rows).zip(&other.rows) {
             let (own_logits, own_leads);

@@ -11,7 +11,7 @@ use kilotok_engine::{
 };
 use kilotok_weights::Quiet;
 
-use crate::{PRO, TILE, absent, sizes, toolchain, wide};
+use crate::{PRO, TILE, sizes, toolchain, wide};
 
 /// Tokens of the prompt: more than one tile.
 const TOKENS: u32 = 20;
@@ -31,28 +31,20 @@ fn plan(caps: &Caps) -> StepPlan {
         first: 0,
         pages: (0..TOKENS.div_ceil(group.page_tokens)).map(PageId).collect(),
     };
+    let tokens = RowTokens::Given { tokens: (0..TOKENS).collect(), draft_count: 0 };
     let row = Row {
-        slot: SlotId(0),
         setup: Some(Box::new(SlotSetup::new(Sampling::GREEDY, TOKENS))),
-        start: 0,
-        tokens: RowTokens::Given { tokens: (0..TOKENS).collect(), draft_count: 0 },
-        sample: true,
         pages: caps.groups.iter().map(pages).collect(),
-        masks: Vec::new(),
-        logprobs: None,
-        scored: Vec::new(),
         draft_next: caps.draft_max,
         report_drafts: true,
+        ..Row::new(SlotId(0), 0, tokens)
     };
     StepPlan { rows: vec![row] }
 }
 
 fn step(engine: &mut CudaEngine) -> (StepOutput, Vec<PhaseTime>) {
     let plan = plan(engine.caps());
-    let mut out = StepOutput::default();
-    let step = engine.submit(&plan).unwrap();
-    engine.wait(step, &mut out).unwrap();
-    (out, engine.phase_times().unwrap())
+    (engine.run(&plan).unwrap(), engine.phase_times().unwrap())
 }
 
 fn check(rank_count: usize, wide_above: Option<u32>) {
@@ -97,25 +89,19 @@ fn check(rank_count: usize, wide_above: Option<u32>) {
 
 #[test]
 fn phases_make_up_the_step() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     check(1, None);
 }
 
 #[test]
 fn phases_of_the_wide_pass_make_up_the_step() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     check(1, Some(TILE));
 }
 
 #[test]
 fn phases_of_2_ranks_make_up_the_step() {
-    if let Some(reason) = absent(2) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(2);
     check(2, None);
     check(2, Some(TILE));
 }

@@ -11,16 +11,15 @@ use kilotok_abi::{Sampling, TokenId};
 use kilotok_batch::Sizes;
 use kilotok_cpu::CpuEngine;
 use kilotok_engine::{Caps, Engine, EngineError, SlotSetup, StepId, StepOutput, StepPlan};
-use kilotok_testkit::Toy;
 use kilotok_testkit::host::{Drafts, Guess, Host, How, Mask, Request, some};
+use kilotok_testkit::{Random, Toy};
 use kilotok_weights::{Checkpoint, Quiet};
 
 use crate::distances::quantile;
-use crate::draw::Draw;
 use crate::pair::{Pair, Tally, Tolerance};
 use crate::{
-    DEMO, DENSE, FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, V2_6_FLASH, absent,
-    cuda_of, cuda_wide, sizes, toy,
+    DEMO, DENSE, FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, V2_6_FLASH, cuda_of,
+    cuda_wide, sizes, toy,
 };
 
 /// Number of steps for each model; below, of the long test, and where a step takes long.
@@ -53,7 +52,7 @@ fn run(mut pair: Pair, rounds: usize) -> Tally {
         if pair.tally.steps >= rounds {
             break;
         }
-        let draw = &mut Draw::new(seed);
+        let draw = &mut Random::new(seed);
         let jobs: Vec<_> = (0..draw.between(4, 12)).map(|_| job(draw, pair.caps())).collect();
         let jobs: Vec<_> = jobs.iter().map(|(request, how)| (request, how)).collect();
         if let Err(error) = Host::new(&mut pair, seed).run_all(&jobs) {
@@ -63,18 +62,18 @@ fn run(mut pair: Pair, rounds: usize) -> Tally {
     pair.tally
 }
 
-fn text(draw: &mut Draw, caps: &Caps, count: u32) -> Vec<TokenId> {
+fn text(draw: &mut Random, caps: &Caps, count: u32) -> Vec<TokenId> {
     (0..count).map(|_| draw.between(0, caps.vocab_size - 1)).collect()
 }
 
-fn job(draw: &mut Draw, caps: &Caps) -> (Request, How) {
+fn job(draw: &mut Random, caps: &Caps) -> (Request, How) {
     let length = match draw.between(0, 7) {
         0 => draw.between(100, 200),
         1 | 2 => draw.between(20, 100),
         _ => draw.between(1, 20),
     };
     let prompt = text(draw, caps, length);
-    let mask = draw.one_of(&[None, None, None, Some(some as Mask), Some(fatal as Mask)]);
+    let mask = draw.pick(&[None, None, None, Some(some as Mask), Some(fatal as Mask)]);
     let request = Request {
         setup: setup(draw, caps),
         mask,
@@ -103,7 +102,7 @@ fn job(draw: &mut Draw, caps: &Caps) -> (Request, How) {
         joins: if draw.once_in(2) { draw.between(0, 30) } else { 0 },
         leaves: draw.once_in(5).then(|| draw.between(1, 20)),
         pause: if draw.once_in(4) { from..from + draw.between(1, 9) } else { 0..0 },
-        chunk: draw.one_of(&[5, 16, 40, u32::MAX, u32::MAX]),
+        chunk: draw.pick(&[5, 16, 40, u32::MAX, u32::MAX]),
         drafts,
         preempt: if draw.once_in(4) { vec![draw.between(1, 20)] } else { Vec::new() },
         ..How::default()
@@ -111,19 +110,19 @@ fn job(draw: &mut Draw, caps: &Caps) -> (Request, How) {
     (request, how)
 }
 
-fn setup(draw: &mut Draw, caps: &Caps) -> SlotSetup {
+fn setup(draw: &mut Random, caps: &Caps) -> SlotSetup {
     let mut sampling = Sampling::GREEDY;
     if !draw.once_in(3) {
-        sampling.temperature = draw.one_of(&[0.6, 1.0, 1.3]);
+        sampling.temperature = draw.pick(&[0.6, 1.0, 1.3]);
         sampling.seed = u64::from(draw.between(0, 1000));
-        sampling.top_p = draw.one_of(&[1.0, 1.0, 0.8, 0.95]);
-        sampling.top_k = draw.one_of(&[0, 0, 5, 40]);
-        sampling.min_p = draw.one_of(&[0.0, 0.0, 0.05]);
+        sampling.top_p = draw.pick(&[1.0, 1.0, 0.8, 0.95]);
+        sampling.top_k = draw.pick(&[0, 0, 5, 40]);
+        sampling.min_p = draw.pick(&[0.0, 0.0, 0.05]);
     }
     if draw.once_in(4) {
         sampling.repetition_penalty = 1.3;
-        sampling.frequency_penalty = draw.one_of(&[0.0, 0.7]);
-        sampling.presence_penalty = draw.one_of(&[0.0, 0.4]);
+        sampling.frequency_penalty = draw.pick(&[0.0, 0.7]);
+        sampling.presence_penalty = draw.pick(&[0.0, 0.4]);
     }
     if draw.once_in(3) {
         sampling.min_tokens = draw.between(0, 6);
@@ -227,9 +226,7 @@ fn compare_by(
     rounds: usize,
     engine: impl Fn(&Checkpoint, &Sizes) -> Box<dyn Engine>,
 ) {
-    if let Some(reason) = absent(rank_count) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(rank_count);
     let sizes = |rank_count| Sizes { page_count: PAGES, ..sizes(rank_count) };
     for &(name, checkpoint, tolerance, bounds) in models {
         let engine = engine(checkpoint, &sizes(rank_count));

@@ -2,16 +2,14 @@
 //! length, the reply must have the same bits, and so must the pages that it reads and the drafter's
 //! context.
 
-#![expect(clippy::print_stdout, reason = "why it was skipped")]
-
 use kilotok_cpu::CpuOptions;
 use kilotok_engine::{Engine, difference};
+use kilotok_testkit::Random;
 use kilotok_testkit::host::{Drafts, Host, How, Reply, Request};
 use kilotok_weights::Checkpoint;
 
-use crate::draw::Draw;
 use crate::{
-    DEMO, GPT_OSS, PRO, PRO_DENSE, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, WIDE_EXPERTS, absent,
+    DEMO, GPT_OSS, PRO, PRO_DENSE, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, WIDE_EXPERTS,
     cuda_wide, wide,
 };
 
@@ -34,7 +32,7 @@ fn engine(checkpoint: &Checkpoint, ranks: usize, wide_above: u32) -> Box<dyn Eng
 }
 
 fn prompt(checkpoint: &Checkpoint, seed: u64, length: usize) -> Request {
-    let draw = &mut Draw::new(seed);
+    let draw = &mut Random::new(seed);
     let last = checkpoint.spec().vocab_size as u32 - 1;
     let prompt = (0..length).map(|_| draw.between(0, last)).collect();
     Request { score: true, ..Request::greedy(prompt, TOKENS) }
@@ -57,9 +55,7 @@ fn same(expected: &Reply, found: &Reply, what: &str) {
 }
 
 fn compare(name: &str, checkpoint: &Checkpoint, ranks: usize, cases: &[(u32, &[u32])]) {
-    if let Some(reason) = absent(ranks) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(ranks);
     let request = prompt(checkpoint, 3, PROMPT);
     let expected = reply(&mut *crate::cuda(checkpoint, ranks), &request, u32::MAX);
     for (wide_above, chunks) in cases {
@@ -119,9 +115,7 @@ fn wide_ranks_of_8_have_the_narrow_passes_bits() {
 
 #[test]
 fn wide_rows_have_the_narrow_passes_bits() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     let requests: Vec<_> = (0..KINDS).map(|kind| prompt(&PRO, kind as u64, 3 + kind)).collect();
     let mut narrow = crate::cuda(&PRO, 1);
     let expected: Vec<_> =

@@ -2,8 +2,6 @@
 //! layers are compared with the reference, completely on eight GPUs, and as halves, quarters and
 //! eighths on fewer. An eighth of all layers is compared with itself.
 
-#![expect(clippy::print_stdout, reason = "why it was skipped")]
-
 use kilotok_cpu::CpuOptions;
 use kilotok_engine::difference;
 use kilotok_model::{Knobs, ModelSpec, read_config};
@@ -12,7 +10,7 @@ use kilotok_weights::Dummy;
 use serde_json::{Value, json};
 
 use crate::numbers::{Bounds, compare_with, scored};
-use crate::{absent, cuda_from, sizes};
+use crate::{cuda_from, sizes};
 
 /// Which layers have a window. One layer is dense, one has a window, and one has experts and full
 /// attention.
@@ -53,9 +51,7 @@ fn spec(slice: &str) -> ModelSpec {
 
 /// As many eighths as ranks. Each rank has one eighth of the whole model's width.
 fn compare(rank_count: usize, slice: &str) {
-    if let Some(reason) = absent(rank_count) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(rank_count);
     let (spec, weights) = (spec(slice), Dummy::new(0));
     let engine = || cuda_from(&spec, &weights, &sizes(rank_count));
     let what = format!("{rank_count} eighths of the largest model");
@@ -90,9 +86,7 @@ fn all_of_full_width_is_the_references() {
 #[test]
 #[ignore = "weights fill 70 GB of a GPU"]
 fn an_eighth_of_full_depth_is_the_same_each_time() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
+    needs_gpus!(1);
     let slice = include_str!("../../benches/models/slice/config.json");
     let spec = read_config("config.json", slice, &Knobs::default()).unwrap();
     // The same page size as in a server.

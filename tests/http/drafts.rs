@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kilotok_cpu::{CpuEngine, CpuOptions};
 use kilotok_engine::Verification;
 use kilotok_model::Knobs;
-use kilotok_testkit::DraftAccuracy;
+use kilotok_testkit::{DraftAccuracy, Random};
 use kilotok_text::Text;
 use kilotok_weights::{Checkpoint, Quiet};
 use serde_json::{Value, json};
 
-use super::dice::Dice;
 use super::server::{Server, Setup};
 use super::shapes::{CALLS, tools};
 
@@ -156,7 +155,7 @@ fn compare(count: u64, one: &Server, other: &Server) -> Drafted {
 
 /// Sends one request in all these ways; returns the metrics of its drafts.
 fn compare_one(seed: u64, one: &Server, other: &Server) -> Value {
-    let (path, mut request) = request(&mut Dice::new(seed));
+    let (path, mut request) = request(&mut Random::new(seed));
     request["seed"] = json!(seed);
     request["request_id"] = json!(format!("r{seed}"));
     let mut ask = |server: &Server, drafts: bool, stream: bool| {
@@ -272,7 +271,7 @@ const WORDS: [&str; 8] = [
     " ",
 ];
 
-fn request(dice: &mut Dice) -> (&'static str, Value) {
+fn request(dice: &mut Random) -> (&'static str, Value) {
     let mut request = json!({"max_tokens": 1 + dice.below(60)});
     let path = if dice.percent(25) { COMPLETIONS } else { CHAT };
     if path == CHAT {
@@ -302,7 +301,7 @@ fn request(dice: &mut Dice) -> (&'static str, Value) {
 }
 
 /// Chooses a conversation, and constraints of its reply.
-fn talk(dice: &mut Dice, request: &mut Value) {
+fn talk(dice: &mut Random, request: &mut Value) {
     let shape = dice.below(6);
     let words = if shape == 1 { CALLS } else { dice.pick(&WORDS) };
     let content = if dice.percent(50) { format!("say:{words}") } else { words.to_owned() + "?" };
@@ -341,7 +340,7 @@ fn talk(dice: &mut Dice, request: &mut Value) {
 }
 
 /// Chooses sampling parameters.
-fn choose(dice: &mut Dice, request: &mut Value) {
+fn choose(dice: &mut Random, request: &mut Value) {
     request["temperature"] = dice.pick(&[json!(0), json!(0.3), json!(1), json!(1.7)]);
     let token = dice.below(256);
     let fields = [
@@ -362,7 +361,7 @@ fn choose(dice: &mut Dice, request: &mut Value) {
 }
 
 /// Chooses conditions that end the reply.
-fn end(dice: &mut Dice, request: &mut Value) {
+fn end(dice: &mut Random, request: &mut Value) {
     if dice.percent(30) {
         let stops = ["e", "E5", "two", "\u{15}", "ä", "u%"];
         request["stop"] = json!([dice.pick(&stops), dice.pick(&stops)]);

@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 
 use kilotok_server::ServerConfig;
+use kilotok_testkit::Random;
 
-use super::dice::Dice;
 use super::server::{Server, Setup, head};
 
 const REQUESTS: u64 = 10_000;
@@ -31,7 +31,7 @@ fn ten_thousand_senseless_requests_are_their_senders_fault() {
     let config = ServerConfig { body_max: BODY_MAX, ..Setup::default().config };
     let server = Server::start(Setup { config, ..Setup::steady() });
     let series = |server: &Server| server.get("/metrics").text().lines().count();
-    let mut dice = Dice::new(1);
+    let mut dice = Random::new(1);
     let mut series_count = 0;
     for number in 0..REQUESTS {
         let garbage = GARBAGE[number as usize % GARBAGE.len()];
@@ -52,7 +52,7 @@ fn ten_thousand_senseless_requests_are_their_senders_fault() {
     assert_eq!(server.service.admission.load().usage, 0.0);
 }
 
-const GARBAGE: [fn(&Server, &mut Dice); 11] = [
+const GARBAGE: [fn(&Server, &mut Random); 11] = [
     noise,
     torn_json,
     bad_text,
@@ -90,16 +90,16 @@ fn refused(server: &Server, path: &str, body: &[u8]) {
     assert!(answer.body.len() < ANSWER_BYTES_MAX, "{path} {shown}: too long an answer");
 }
 
-fn noise(server: &Server, dice: &mut Dice) {
+fn noise(server: &Server, dice: &mut Random) {
     let count = dice.below(300);
-    let mut body: Vec<u8> = (0..count).map(|_| dice.byte()).collect();
+    let mut body: Vec<u8> = (0..count).map(|_| dice.bits() as u8).collect();
     if dice.percent(50) {
         body.insert(0, b'{');
     }
     refused(server, dice.pick(&PATHS), &body);
 }
 
-fn torn_json(server: &Server, dice: &mut Dice) {
+fn torn_json(server: &Server, dice: &mut Random) {
     let mut body = whole().to_string().into_bytes();
     if dice.percent(50) {
         body.truncate(dice.below(body.len()));
@@ -110,7 +110,7 @@ fn torn_json(server: &Server, dice: &mut Dice) {
     refused(server, dice.pick(&PATHS), &body);
 }
 
-fn bad_text(server: &Server, dice: &mut Dice) {
+fn bad_text(server: &Server, dice: &mut Random) {
     let text = whole().to_string();
     let odd: [&[u8]; 6] =
         [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\\ud800", b"\\u12", b"\xf8\x88\x80\x80\x80"];
@@ -119,7 +119,7 @@ fn bad_text(server: &Server, dice: &mut Dice) {
     refused(server, CHAT, &body);
 }
 
-fn deep_nesting(server: &Server, dice: &mut Dice) {
+fn deep_nesting(server: &Server, dice: &mut Random) {
     let depth = 200 + dice.below(5000);
     let (open, close) = dice.pick(&[("[", "]"), ("{\"a\":", "}"), ("[{\"a\":", "}]")]);
     let deep = format!("{}1{}", open.repeat(depth), close.repeat(depth));
@@ -141,7 +141,7 @@ fn deep_nesting(server: &Server, dice: &mut Dice) {
     assert_eq!(server.post_bytes(CHAT, text.as_bytes(), &[]).status, 200);
 }
 
-fn wrong_types(server: &Server, dice: &mut Dice) {
+fn wrong_types(server: &Server, dice: &mut Random) {
     let mut request = whole();
     let field = dice.pick(&["temperature", "max_tokens", "stop", "stream", "logit_bias", "model"]);
     let odd = [json!({"a": {}}), json!([[1]]), json!(-1e300), json!([null, {}])];
@@ -173,7 +173,7 @@ fn wrong_types(server: &Server, dice: &mut Dice) {
     refused(server, dice.pick(&[CHAT, "/v1/completions"]), request.to_string().as_bytes());
 }
 
-fn huge_bodies(server: &Server, dice: &mut Dice) {
+fn huge_bodies(server: &Server, dice: &mut Random) {
     let fill = "x".repeat(BODY_MAX + dice.below(BODY_MAX));
     let body = json!({"messages": [{"role": "user", "content": fill}]}).to_string();
     let path = dice.pick(&PATHS);
@@ -188,7 +188,7 @@ fn huge_bodies(server: &Server, dice: &mut Dice) {
     assert_eq!(answer.status, 413, "{path}: {}", answer.text());
 }
 
-fn hostile_schemas(server: &Server, dice: &mut Dice) {
+fn hostile_schemas(server: &Server, dice: &mut Random) {
     let deep =
         |key: &str| (0..110).fold(json!({"type": "string"}), |inner, _| json!({key: [inner, {}]}));
     let schemas = [
@@ -229,7 +229,7 @@ fn hostile_schemas(server: &Server, dice: &mut Dice) {
 }
 
 /// Schemas that are valid but absurd: they are refused or followed within a bounded time.
-fn heavy_schemas(server: &Server, dice: &mut Dice) {
+fn heavy_schemas(server: &Server, dice: &mut Random) {
     let many: Vec<String> = (0..3000).map(|n| n.to_string()).collect();
     let properties: serde_json::Map<String, Value> =
         many.iter().map(|name| (name.clone(), json!({"type": "string"}))).collect();
@@ -257,7 +257,7 @@ fn heavy_schemas(server: &Server, dice: &mut Dice) {
     assert!(status == 200 || (400..500).contains(&status), "{status}: {request}");
 }
 
-fn hostile_conversations(server: &Server, dice: &mut Dice) {
+fn hostile_conversations(server: &Server, dice: &mut Random) {
     let mut request = good();
     let template =
         "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
@@ -276,7 +276,7 @@ fn hostile_conversations(server: &Server, dice: &mut Dice) {
 }
 
 /// Requests that an HTTP server must refuse before it reads them.
-fn abused_headers(server: &Server, dice: &mut Dice) {
+fn abused_headers(server: &Server, dice: &mut Random) {
     let body = good().to_string();
     let long = "x".repeat(100_000);
     let many: Vec<(String, String)> = (0..300).map(|n| (format!("x-{n}"), n.to_string())).collect();
@@ -299,7 +299,7 @@ fn abused_headers(server: &Server, dice: &mut Dice) {
         }
         8 => server.send(&head("GET", &format!("/{long}"), &[], 0), &[]).answer(),
         9 => {
-            let method: String = (0..12).map(|_| char::from(b'A' + dice.byte() % 26)).collect();
+            let method: String = (0..12).map(|_| char::from(b'A' + dice.below(26) as u8)).collect();
             server.send(&head(&method, CHAT, &[], 0), &[]).answer()
         }
         _ => {
@@ -311,8 +311,8 @@ fn abused_headers(server: &Server, dice: &mut Dice) {
 }
 
 /// Bytes that are not HTTP are answered with an error, or the connection is closed.
-fn no_http(server: &Server, dice: &mut Dice) {
-    let bytes: Vec<u8> = (0..=dice.below(200)).map(|_| dice.byte()).collect();
+fn no_http(server: &Server, dice: &mut Random) {
+    let bytes: Vec<u8> = (0..=dice.below(200)).map(|_| dice.bits() as u8).collect();
     let odd: [&[u8]; 7] = [
         b"GET / HTTP/9.9\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",

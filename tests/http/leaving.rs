@@ -5,9 +5,9 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kilotok_testkit::Random;
 use serde_json::{Value, json};
 
-use super::dice::Dice;
 use super::server::{Server, Setup, head, until};
 
 const CLIENTS: usize = 1000;
@@ -36,7 +36,7 @@ fn a_thousand_clients_that_leave_leave_nothing_behind() {
                     if seed > CLIENTS {
                         return;
                     }
-                    come_and_go(&server, &mut Dice::new(seed as u64));
+                    come_and_go(&server, &mut Random::new(seed as u64));
                 }
             });
         }
@@ -65,7 +65,7 @@ fn owners(server: &Server) -> usize {
 }
 
 /// A request for a long reply.
-fn ask(dice: &mut Dice) -> (&'static str, Value) {
+fn ask(dice: &mut Random) -> (&'static str, Value) {
     let words = "x".repeat(dice.below(200));
     let mut request = json!({"max_tokens": 1500, "ignore_eos": true, "seed": 5});
     request["stream"] = json!(dice.percent(60));
@@ -92,7 +92,7 @@ fn ask(dice: &mut Dice) -> (&'static str, Value) {
     (path, request)
 }
 
-fn come_and_go(server: &Server, dice: &mut Dice) {
+fn come_and_go(server: &Server, dice: &mut Random) {
     let (path, request) = ask(dice);
     let body = request.to_string();
     let head = head("POST", path, &[], body.len());

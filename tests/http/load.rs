@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use kilotok_generation::{AdmissionOptions, Clock};
 use kilotok_server::ServerConfig;
-use kilotok_testkit::with_fields;
+use kilotok_testkit::{Random, with_fields};
 use serde_json::{Value, json};
 
-use super::dice::Dice;
 use super::server::{Answer, Brake, Server, Setup, until};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -58,7 +57,7 @@ fn stopping_under_load_loses_no_reply_that_was_let_in() {
     let whole = AtomicUsize::new(0);
     let address = server.address;
     let clients = |server: &Server, seed: usize| {
-        let mut dice = Dice::new(seed as u64);
+        let mut dice = Random::new(seed as u64);
         loop {
             let (tokens, stream) = (1 + dice.below(200), dice.percent(50));
             let options = stream.then(|| json!({"include_usage": true}));

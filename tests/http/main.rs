@@ -9,7 +9,6 @@ mod chat;
 mod clients;
 mod codex;
 mod completions;
-mod dice;
 mod drafts;
 mod faults;
 mod garbage;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
 use kilotok_cpu::{CpuEngine, CpuOptions, Seen};
-use kilotok_engine::{Engine, PageRun, Row, RowOutput, RowTokens, SlotSetup, StepOutput, StepPlan};
+use kilotok_engine::{Engine, PageRun, Row, RowOutput, RowTokens, SlotSetup, StepPlan};
 use kilotok_model::{Knobs, ModelSpec};
 use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 use safetensors::SafeTensors;
@@ -133,23 +133,15 @@ impl Sequence {
             PageRun { first: 0, pages: (0..SEQUENCE_MAX / PAGE_TOKENS).map(PageId).collect() };
         let setup = SlotSetup::new(Sampling::GREEDY, known);
         let row = Row {
-            slot: SlotId(0),
             setup: (!self.is_set_up).then(|| Box::new(setup)),
-            start: self.start,
             scored: vec![0; tokens.count() as usize],
-            tokens,
-            sample: true,
             pages: vec![every_page; caps.groups.len()],
-            masks: vec![],
-            logprobs: None,
             draft_next: if caps.drafter { caps.draft_max } else { 0 },
             report_drafts: true,
+            ..Row::new(SlotId(0), self.start, tokens)
         };
         self.is_set_up = true;
-        let step = self.engine.submit(&StepPlan { rows: vec![row] }).unwrap();
-        let mut out = StepOutput::default();
-        self.engine.wait(step, &mut out).unwrap();
-        let row = out.rows.remove(0);
+        let row = self.engine.run(&StepPlan { rows: vec![row] }).unwrap().rows.remove(0);
         self.start += known + row.tokens.len() as u32 - 1;
         row
     }

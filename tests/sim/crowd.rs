@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use kilotok_abi::{Sampling, TokenId};
-use kilotok_engine::{Caps, Engine, PageGroup, PageKind, SlotSetup, StepOutput};
+use kilotok_engine::{Caps, Engine, PageGroup, PageKind, SlotSetup};
 use kilotok_sched::{Limits, RequestId, Scheduler, Submission};
 use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 
@@ -133,9 +133,7 @@ impl Simulation {
         let prompts = rows.iter().filter(|row| row.tokens.count() > 1).count();
         self.prompts_max = self.prompts_max.max(prompts);
         let step_us = self.speed.step_us(self.engine.caps(), token_count);
-        let step = self.engine.submit(&plan.step).unwrap();
-        let mut output = StepOutput::default();
-        self.engine.wait(step, &mut output).unwrap();
+        let output = self.engine.run(&plan.step).unwrap();
         self.now_us += u64::from(step_us);
         self.step_count += 1;
         for advance in self.sched.absorb(output, step_us).unwrap() {

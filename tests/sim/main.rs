@@ -6,7 +6,6 @@
 //! A failure names its seed: `world(seed)` runs it again.
 
 mod crowd;
-mod draw;
 mod poison;
 mod workload;
 mod world;

@@ -6,10 +6,8 @@ use std::ops::Range;
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, PageGroup, PageKind, SlotSetup, Verification};
 use kilotok_sched::{Cost, Limits, Submission};
-use kilotok_testkit::DraftAccuracy;
 use kilotok_testkit::host::{Mask, some};
-
-use crate::draw::Draw;
+use kilotok_testkit::{DraftAccuracy, Random};
 
 pub(super) struct Workload {
     pub(super) caps: Caps,
@@ -45,7 +43,7 @@ const POSITION_MAX: u32 = 80;
 
 impl Workload {
     pub(super) fn new(seed: u64) -> Self {
-        let draw = &mut Draw::new(seed);
+        let draw = &mut Random::new(seed);
         let ample = draw.once_in(4);
         let caps = caps(draw, ample);
         let skill = match draw.between(0, 3) {
@@ -74,7 +72,7 @@ impl Workload {
     }
 }
 
-fn caps(draw: &mut Draw, ample: bool) -> Caps {
+fn caps(draw: &mut Random, ample: bool) -> Caps {
     let drafter = !draw.once_in(4);
     // Sometimes only window groups run out of pages, because requests that start with little text
     // grow.
@@ -85,9 +83,9 @@ fn caps(draw: &mut Draw, ample: bool) -> Caps {
             PageKind::Full => None,
             PageKind::Draft if draw.once_in(4) => None,
             _ if ample_but_windows => Some(12),
-            _ => Some(draw.one_of(&[1_u32, 2, 5, 12])),
+            _ => Some(draw.pick(&[1_u32, 2, 5, 12])),
         };
-        let page_tokens = draw.one_of(if ample_but_windows { &[1, 2] } else { &[1, 2, 3, 4, 8] });
+        let page_tokens = draw.pick(if ample_but_windows { &[1, 2] } else { &[1, 2, 3, 4, 8] });
         let scarce = match window {
             None => draw.between(20, 120) / page_tokens + 2,
             Some(keys) if ample_but_windows => draw.between(keys, 3 * keys) / page_tokens + 1,
@@ -110,12 +108,12 @@ fn caps(draw: &mut Draw, ample: bool) -> Caps {
     Caps {
         vocab_size: VOCAB,
         position_max: draw.between(24, POSITION_MAX),
-        slot_count: draw.one_of(&[1, 2, 4, 8, 8, 8]),
+        slot_count: draw.pick(&[1, 2, 4, 8, 8, 8]),
         row_max: if draw.once_in(4) { draw.between(1, 8) } else { 8 },
-        token_max: draw.one_of(&[1, 8, 20, 64, 64]),
-        wanted_max: draw.one_of(&[1, 8, 20, 64, 64]),
-        wide_from: draw.one_of(&[None, None, Some(1), Some(9), Some(33)]),
-        draft_max: draw.one_of(&[0, 1, 3, 7, 7]),
+        token_max: draw.pick(&[1, 8, 20, 64, 64]),
+        wanted_max: draw.pick(&[1, 8, 20, 64, 64]),
+        wide_from: draw.pick(&[None, None, Some(1), Some(9), Some(33)]),
+        draft_max: draw.pick(&[0, 1, 3, 7, 7]),
         drafter,
         logprobs_max: 3,
         steps_in_flight_max: 2,
@@ -123,31 +121,31 @@ fn caps(draw: &mut Draw, ample: bool) -> Caps {
     }
 }
 
-fn limits(draw: &mut Draw) -> Limits {
+fn limits(draw: &mut Random) -> Limits {
     Limits {
         waiting_max: if draw.once_in(4) { draw.between(1, 6) } else { 20 },
         running_max: if draw.once_in(4) { draw.between(1, 8) } else { 8 },
         chunk_max: draw.between(1, 64),
         chunk_min: draw.between(1, 8),
-        step_us_max: draw.one_of(&[1, 300, 100_000, 100_000]),
+        step_us_max: draw.pick(&[1, 300, 100_000, 100_000]),
         stall_free: draw.once_in(4),
-        draft_rows_max: draw.one_of(&[0, 2, 100, 100]),
+        draft_rows_max: draw.pick(&[0, 2, 100, 100]),
         aging: draw.between(0, 4),
         cost: Cost {
             base_us: 200.0,
-            token_us: draw.one_of(&[0.0, 5.0, 40.0]),
-            draft_us: draw.one_of(&[0.0, 0.0, 50.0]),
+            token_us: draw.pick(&[0.0, 5.0, 40.0]),
+            draft_us: draw.pick(&[0.0, 0.0, 50.0]),
         },
-        learning_share: draw.one_of(&[0.0, 0.02, 0.5]),
+        learning_share: draw.pick(&[0.0, 0.02, 0.5]),
         prefix_cache: !draw.once_in(5),
     }
 }
 
-fn text(draw: &mut Draw, count: u32) -> Vec<TokenId> {
+fn text(draw: &mut Random, count: u32) -> Vec<TokenId> {
     (0..count).map(|_| draw.between(0, VOCAB - 1)).collect()
 }
 
-fn job(draw: &mut Draw, stems: &[Vec<TokenId>]) -> Job {
+fn job(draw: &mut Random, stems: &[Vec<TokenId>]) -> Job {
     let stem = draw.between(0, 1) as usize;
     let shared = if draw.once_in(3) { draw.between(0, 30) } else { draw.between(0, 12) };
     let own = draw.between(0, 4);
@@ -162,25 +160,25 @@ fn job(draw: &mut Draw, stems: &[Vec<TokenId>]) -> Job {
         setup.verification = Verification::Rejection { draft_temperature: 1.0 };
     }
     let mut asked = Submission::new(prompt, setup, token_max);
-    asked.priority = draw.one_of(&[0, 0, 0, -2, 1, 3]);
-    asked.cache_salt = draw.one_of(&["", "", "", "a", "b"]).into();
+    asked.priority = draw.pick(&[0, 0, 0, -2, 1, 3]);
+    asked.cache_salt = draw.pick(&["", "", "", "a", "b"]).into();
     asked.drafts = !draw.once_in(6);
-    asked.logprobs = draw.one_of(&[None, None, Some(0), Some(3)]);
+    asked.logprobs = draw.pick(&[None, None, Some(0), Some(3)]);
     asked.score_prompt = draw.once_in(6);
-    let mask = draw.one_of(&[None, None, None, None, Some(some as Mask), Some(fatal as Mask)]);
+    let mask = draw.pick(&[None, None, None, None, Some(some as Mask), Some(fatal as Mask)]);
     asked.needs_masks = mask.is_some();
     Job {
         asked,
         joins: if draw.once_in(3) { draw.between(0, 30) } else { draw.between(0, 2) },
         mask,
-        mask_delay: draw.one_of(&[0, 0, 0, 1, 3]),
+        mask_delay: draw.pick(&[0, 0, 0, 1, 3]),
         cancel: draw.once_in(5).then(|| (draw.between(0, 40), draw.once_in(2))),
         stop: draw.once_in(6).then(|| draw.between(0, 10)),
     }
 }
 
 /// Another reply to a job's prompt, or sometimes to another prompt.
-fn copy(draw: &mut Draw, first: &Job, stems: &[Vec<TokenId>]) -> Job {
+fn copy(draw: &mut Random, first: &Job, stems: &[Vec<TokenId>]) -> Job {
     let other = job(draw, stems);
     let mut asked = first.asked.clone();
     if draw.once_in(4) {
@@ -190,7 +188,7 @@ fn copy(draw: &mut Draw, first: &Job, stems: &[Vec<TokenId>]) -> Job {
     Job { asked, joins: first.joins, mask: first.mask, ..other }
 }
 
-fn setup(draw: &mut Draw) -> SlotSetup {
+fn setup(draw: &mut Random) -> SlotSetup {
     let mut sampling = Sampling::GREEDY;
     if draw.once_in(3) {
         sampling.temperature = 1.0;

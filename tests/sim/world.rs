@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use kilotok_abi::TokenId;
 use kilotok_engine::{Engine, StepOutput, StepPlan, TokenLogprobs};
 use kilotok_sched::{Advance, Finish, Plan, Refused, RequestId, Scheduler};
-use kilotok_testkit::ScriptedEngine;
+use kilotok_testkit::{Random, ScriptedEngine};
 
-use crate::draw::Draw;
 use crate::poison::Poison;
 use crate::workload::{Job, Workload};
 
@@ -54,7 +53,7 @@ pub(super) struct World<'w> {
     workload: &'w Workload,
     engine: ScriptedEngine,
     sched: Scheduler,
-    draw: Draw,
+    draw: Random,
     step: u32,
     replies: Vec<Reply>,
     /// Families that have not been admitted yet.
@@ -77,7 +76,7 @@ impl<'w> World<'w> {
             workload,
             engine: ScriptedEngine::new(workload.caps.clone(), workload.skill),
             sched: Scheduler::new(&workload.caps, workload.limits),
-            draw: Draw::new(!seed),
+            draw: Random::new(!seed),
             step: 0,
             replies: vec![Reply::default(); workload.jobs.len()],
             outside: (0..workload.families.len()).collect(),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use kilotok_abi::{Sampling, TokenId};
-use kilotok_engine::{Engine, SlotSetup, StepOutput};
+use kilotok_engine::{Engine, SlotSetup};
 use kilotok_sched::{Advance, RequestId, Scheduler, Submission};
 use kilotok_text::{Conversation, Message, Text, Wanted};
 
@@ -187,9 +187,7 @@ impl Bench {
             bail!("the scheduler has nothing to do for {} requests", self.running.len());
         }
         let began = now();
-        let step = self.engine.submit(&plan.step)?;
-        let mut out = StepOutput::default();
-        self.engine.wait(step, &mut out)?;
+        let out = self.engine.run(&plan.step)?;
         let step_us = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
         let at = self.start.elapsed();
         for advance in self.sched.absorb(out, step_us)? {

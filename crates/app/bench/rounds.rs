@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_abi::{PageId, Sampling, SlotId};
 use kilotok_engine::{
-    Caps, Engine, PageGroup, PageRun, Row, RowOutput, RowTokens, SlotSetup, StepOutput, StepPart,
-    StepPlan, StepTimes,
+    Caps, Engine, PageGroup, PageRun, Row, RowOutput, RowTokens, SlotSetup, StepPart, StepPlan,
+    StepTimes,
 };
 use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -229,10 +229,8 @@ fn measure(
     let mut places = vec![Place { start: shape.context, held: None }; shape.batch as usize];
     for round in 0..WARMUP + count {
         let plan = plan(&caps, args, shape, &places, round)?;
-        let mut out = StepOutput::default();
         let began = now();
-        let step = engine.submit(&plan)?;
-        engine.wait(step, &mut out)?;
+        let out = engine.run(&plan)?;
         let took = began.elapsed();
         if let Some(fault) = out.rows.iter().find_map(|row| row.fault) {
             bail!("round {round}: {fault}");
@@ -328,17 +326,10 @@ fn plan(caps: &Caps, args: &Args, shape: Shape, places: &[Place], round: u32) ->
         let tokens =
             place.held.map_or(given, |held| RowTokens::Held { draft_count: held.min(draft) });
         Ok(Row {
-            slot: SlotId(slot),
             setup: (round == 0).then(|| Box::new(setup)),
-            start: place.start,
-            tokens,
-            sample: true,
             pages: pages.collect::<Result<_>>()?,
-            masks: Vec::new(),
-            logprobs: None,
-            scored: Vec::new(),
             draft_next: if caps.drafter { draft } else { 0 },
-            report_drafts: false,
+            ..Row::new(SlotId(slot), place.start, tokens)
         })
     };
     Ok(StepPlan { rows: (0..batch).zip(places).map(row).collect::<Result<_>>()? })

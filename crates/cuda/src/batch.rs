@@ -186,17 +186,10 @@ pub(crate) mod tests {
             pages: (first..=end).map(|page| PageId(10 * slot + page)).collect(),
         };
         Row {
-            slot: SlotId(slot),
             setup: Some(Box::new(SlotSetup::new(Sampling::GREEDY, 1))),
-            start,
-            tokens: RowTokens::Given { tokens, draft_count: 0 },
-            sample: true,
             pages: vec![run(0), run(first_page)],
-            masks: Vec::new(),
-            logprobs: None,
-            scored: Vec::new(),
             draft_next: 3,
-            report_drafts: false,
+            ..Row::new(SlotId(slot), start, RowTokens::Given { tokens, draft_count: 0 })
         }
     }
 

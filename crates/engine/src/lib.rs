@@ -36,6 +36,17 @@ pub trait Engine: Send {
     /// order in which they were submitted.
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError>;
 
+    /// Starts a step and waits for it.
+    ///
+    /// # Errors
+    /// Those of [`Engine::submit`] and [`Engine::wait`].
+    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, EngineError> {
+        let step = self.submit(plan)?;
+        let mut out = StepOutput::default();
+        self.wait(step, &mut out)?;
+        Ok(out)
+    }
+
     /// How long the devices took for the last step that was waited for. It is known until the next
     /// step is submitted; `None` for an engine without devices.
     fn times(&self) -> Option<StepTimes> {

@@ -62,6 +62,25 @@ pub struct Row {
     pub report_drafts: bool,
 }
 
+impl Row {
+    /// A row that chooses a token and asks for nothing else. It has no pages yet.
+    pub fn new(slot: SlotId, start: u32, tokens: RowTokens) -> Self {
+        Self {
+            slot,
+            setup: None,
+            start,
+            tokens,
+            sample: true,
+            pages: Vec::new(),
+            masks: Vec::new(),
+            logprobs: None,
+            scored: Vec::new(),
+            draft_next: 0,
+            report_drafts: false,
+        }
+    }
+}
+
 /// The source of a row's tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

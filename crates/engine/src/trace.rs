@@ -113,10 +113,7 @@ pub fn write(trace: &Trace, mut text: impl Write) -> io::Result<()> {
 pub fn replay(engine: &mut dyn Engine, trace: &Trace) -> Result<Vec<StepOutput>, ReplayError> {
     let mut outputs = Vec::with_capacity(trace.steps.len());
     for (step, TraceStep { plan, output: expected }) in trace.steps.iter().enumerate() {
-        let failed = |source| ReplayError::Engine { step, source };
-        let id = engine.submit(plan).map_err(failed)?;
-        let mut output = StepOutput::default();
-        engine.wait(id, &mut output).map_err(failed)?;
+        let output = engine.run(plan).map_err(|source| ReplayError::Engine { step, source })?;
         if let Some(expected) = expected {
             compare(step, expected, &output)?;
         }

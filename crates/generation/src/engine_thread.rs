@@ -156,11 +156,8 @@ impl EngineLoop {
                 reply.enters_slot(start_us);
             }
         }
-        let engine = &mut self.parts.engine;
-        let mut output = StepOutput::default();
-        let done = engine.submit(&plan.step).and_then(|step| engine.wait(step, &mut output));
-        match done {
-            Ok(()) => Ok(Some(StepResult { output, step_us: self.now_us() - start_us })),
+        match self.parts.engine.run(&plan.step) {
+            Ok(output) => Ok(Some(StepResult { output, step_us: self.now_us() - start_us })),
             Err(EngineError::Plan { row, reason }) => {
                 self.refused(plan, row, &reason)?;
                 Ok(None)

@@ -43,9 +43,7 @@ impl Harness {
         if plan.step.rows.is_empty() {
             return (counts, Vec::new());
         }
-        let step = self.engine.submit(&plan.step).unwrap();
-        let mut output = StepOutput::default();
-        self.engine.wait(step, &mut output).unwrap();
+        let mut output = self.engine.run(&plan.step).unwrap();
         alter(&plan, &mut output);
         let advances = self.sched.absorb(output, 1000).unwrap();
         self.sched.check().unwrap();

@@ -182,18 +182,13 @@ impl Scheduler {
     fn refuse_illegal(&self, asked: &Submission) -> Result<(), Refused> {
         let setup = SlotSetup { history: asked.prompt.clone(), ..asked.setup.clone() };
         let page = PageRun { first: 0, pages: vec![PageId(0)] };
+        let tokens = RowTokens::Given { tokens: asked.prompt[..1].to_vec(), draft_count: 0 };
         let row = Row {
-            slot: SlotId(0),
             setup: Some(Box::new(setup)),
-            start: 0,
-            tokens: RowTokens::Given { tokens: asked.prompt[..1].to_vec(), draft_count: 0 },
             sample: false,
             pages: vec![page; self.caps.groups.len()],
-            masks: Vec::new(),
             logprobs: asked.logprobs,
-            scored: Vec::new(),
-            draft_next: 0,
-            report_drafts: false,
+            ..Row::new(SlotId(0), 0, tokens)
         };
         check_plan(&self.caps, &StepPlan { rows: vec![row] }).map_err(|error| match error {
             EngineError::Plan { reason, .. } => Refused::Illegal { reason },

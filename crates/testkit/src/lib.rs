@@ -8,9 +8,11 @@ mod fields;
 pub mod host;
 mod mix;
 pub mod process;
+mod random;
 pub mod scripted;
 pub mod toy;
 
 pub use fields::with_fields;
+pub use random::Random;
 pub use scripted::{DraftAccuracy, Script, ScriptedEngine, repeat_prompt};
 pub use toy::Toy;

@@ -1,9 +1,12 @@
 //! Hashing of small integers, and a stream of pseudo-random numbers made from it. Everything seeded
 //! in this crate uses it. It is unrelated to the random numbers of engines.
 
+/// The increment of `SplitMix64`.
+pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// A bijection of 64-bit numbers in which every input bit affects every output bit (`SplitMix64`).
 pub(crate) fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = x.wrapping_add(GOLDEN);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

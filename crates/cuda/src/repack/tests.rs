@@ -6,8 +6,8 @@ use kilotok_model::{
     Dtype, FP8_TILE, FeedForwardSpec, Format, Knobs, MXFP4_GROUP, ModelSpec, Ranks, RouterDtype,
     Shard, Slice, WeightFormat, declare,
 };
-use kilotok_testkit::Toy;
 use kilotok_testkit::toy::Files;
+use kilotok_testkit::{Random, Toy};
 use kilotok_weights::{Checkpoint, Dummy, WeightError, WeightSource};
 
 use super::*;
@@ -123,55 +123,46 @@ fn decoded(tensor: &Tensor) -> Vec<Vec<f32>> {
     rows
 }
 
-/// Pseudo-random bits from a seed.
-struct Bits(u64);
-
-impl Bits {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        self.0 >> 33
-    }
-
-    fn tensor(
-        &mut self,
-        format: WeightFormat,
-        rows: usize,
-        cols: usize,
-        first_col: usize,
-    ) -> Tensor {
-        let count = rows * cols;
-        let data = match format {
-            WeightFormat::Float => {
-                let value = |_| f32::from_bits(0x3000_0000 | self.next() as u32 & 0x8fff_ffff);
-                TensorData::F32((0..count).map(value).collect())
-            }
-            WeightFormat::Fp8 => {
-                let tiles = (first_col + cols).div_ceil(FP8_TILE) - first_col / FP8_TILE;
-                let codes = (0..count).map(|_| self.next() as u8);
-                // The code of a NaN, which does not occur, becomes another.
-                let codes = codes.map(|code| if code & 0x7f == 0x7f { 0x7e } else { code });
-                let codes = codes.collect();
-                let scale = |_| f32::from_bits(0x3000_0000 | self.next() as u32 & 0x0fff_ffff);
-                let scales = (0..rows * tiles).map(scale).collect();
-                TensorData::Fp8 { codes, scales, first_col }
-            }
-            WeightFormat::Mxfp4 => TensorData::Mxfp4 {
-                codes: (0..count / 2).map(|_| self.next() as u8).collect(),
-                scales: (0..count / MXFP4_GROUP).map(|_| (self.next() % 229) as u8).collect(),
-            },
-        };
-        Tensor { rows, cols, data }
-    }
+/// A tensor of random values, whose columns are those from `first_col` on of a larger one.
+fn tensor(
+    random: &mut Random,
+    format: WeightFormat,
+    rows: usize,
+    cols: usize,
+    first_col: usize,
+) -> Tensor {
+    let count = rows * cols;
+    let data = match format {
+        WeightFormat::Float => {
+            let value = |_| f32::from_bits(0x3000_0000 | random.bits() as u32 & 0x8fff_ffff);
+            TensorData::F32((0..count).map(value).collect())
+        }
+        WeightFormat::Fp8 => {
+            let tiles = (first_col + cols).div_ceil(FP8_TILE) - first_col / FP8_TILE;
+            let codes = (0..count).map(|_| random.bits() as u8);
+            // The code of a NaN, which does not occur, becomes another.
+            let codes = codes.map(|code| if code & 0x7f == 0x7f { 0x7e } else { code });
+            let codes = codes.collect();
+            let scale = |_| f32::from_bits(0x3000_0000 | random.bits() as u32 & 0x0fff_ffff);
+            let scales = (0..rows * tiles).map(scale).collect();
+            TensorData::Fp8 { codes, scales, first_col }
+        }
+        WeightFormat::Mxfp4 => TensorData::Mxfp4 {
+            codes: (0..count / 2).map(|_| random.bits() as u8).collect(),
+            scales: (0..count / MXFP4_GROUP).map(|_| random.below(229) as u8).collect(),
+        },
+    };
+    Tensor { rows, cols, data }
 }
 
 #[test]
 fn packed_matrices_are_read_back_as_they_were() {
-    let mut bits = Bits(1);
+    let mut random = Random::new(1);
     for format in [WeightFormat::Float, WeightFormat::Fp8, WeightFormat::Mxfp4] {
         for (rows, columns, row_tiles) in
             [(16, 64, 1), (17, 32, 1), (40, 800, 1), (48, 256, 3), (100, 96, 3), (128, 512, 3)]
         {
-            let tensor = bits.tensor(format, rows, columns, 128 + 64);
+            let tensor = tensor(&mut random, format, rows, columns, 128 + 64);
             let matrix = Matrix { format, rows, columns, row_tiles };
             let tensors = [tensor];
             let bytes = matrix::pack(matrix, &tensors, &matrix::stacked(&tensors, 1)).unwrap();
@@ -212,26 +203,26 @@ fn every_code_of_every_place_comes_home() {
 
 #[test]
 fn what_the_kernels_cannot_read_is_refused() {
-    let mut bits = Bits(2);
+    let mut random = Random::new(2);
     let refused = |tensor: Tensor, format| {
         let (rows, columns) = (tensor.rows, tensor.cols);
         let tensors = [tensor];
         let matrix = Matrix { format, rows, columns, row_tiles: 1 };
         matrix::pack(matrix, &tensors, &matrix::stacked(&tensors, 1)).unwrap_err()
     };
-    let said = refused(bits.tensor(WeightFormat::Fp8, 16, 128, 32), WeightFormat::Fp8);
+    let said = refused(tensor(&mut random, WeightFormat::Fp8, 16, 128, 32), WeightFormat::Fp8);
     assert!(said.contains("column 32"), "{said}");
-    let mut huge = bits.tensor(WeightFormat::Fp8, 16, 128, 0);
+    let mut huge = tensor(&mut random, WeightFormat::Fp8, 16, 128, 0);
     let TensorData::Fp8 { scales, .. } = &mut huge.data else { panic!() };
     scales[3] = 1e33;
     let said = refused(huge, WeightFormat::Fp8);
     assert!(said.contains("1e33"), "{said}");
-    let mut huge = bits.tensor(WeightFormat::Mxfp4, 16, 128, 0);
+    let mut huge = tensor(&mut random, WeightFormat::Mxfp4, 16, 128, 0);
     let TensorData::Mxfp4 { scales, .. } = &mut huge.data else { panic!() };
     scales[5] = 229;
     let said = refused(huge, WeightFormat::Mxfp4);
     assert!(said.contains("2^102"), "{said}");
-    let said = refused(bits.tensor(WeightFormat::Float, 16, 64, 0), WeightFormat::Fp8);
+    let said = refused(tensor(&mut random, WeightFormat::Float, 16, 64, 0), WeightFormat::Fp8);
     assert!(said.contains("FP8"), "{said}");
 }
 

@@ -52,9 +52,7 @@ fn rounds(truth: Cost, skill: u32) -> (u32, u32, u32) {
             let size = Size { token_count: row.tokens.count(), drafting_count };
             (step_count, token_count) = (step_count + 1, token_count + size.token_count);
             drafting += drafting_count;
-            let step = harness.engine.submit(&plan.step).unwrap();
-            let mut output = StepOutput::default();
-            harness.engine.wait(step, &mut output).unwrap();
+            let output = harness.engine.run(&plan.step).unwrap();
             harness.sched.absorb(output, truth.of(size) as u32).unwrap();
         }
     }
@@ -93,9 +91,7 @@ fn rate(harness: &mut Harness, users: u32, skill: u32, count: u32) -> f32 {
             token_count: rows.iter().map(|row| row.tokens.count()).sum(),
             drafting_count: rows.iter().filter(|row| row.draft_next > 0).count() as u32,
         };
-        let step = harness.engine.submit(&plan.step).unwrap();
-        let mut output = StepOutput::default();
-        harness.engine.wait(step, &mut output).unwrap();
+        let output = harness.engine.run(&plan.step).unwrap();
         us += measured_us(size);
         for advance in harness.sched.absorb(output, measured_us(size) as u32).unwrap() {
             tokens += advance.tokens.len();

@@ -112,21 +112,12 @@ pub(super) fn chunk(caps: &Caps, slot: u32, start: u32, count: u32) -> Row {
     });
     let mut request = Request::greedy(Vec::new(), 1);
     request.setup.prompt_count = start + count;
+    let tokens = text(caps, u64::from(slot), count as usize);
     Row {
-        slot: SlotId(slot),
         setup: Some(Box::new(request.setup)),
-        start,
-        tokens: RowTokens::Given {
-            tokens: text(caps, u64::from(slot), count as usize),
-            draft_count: 0,
-        },
         sample: false,
         pages: runs.collect(),
-        masks: Vec::new(),
-        logprobs: None,
-        scored: Vec::new(),
-        draft_next: 0,
-        report_drafts: false,
+        ..Row::new(SlotId(slot), start, RowTokens::Given { tokens, draft_count: 0 })
     }
 }
 

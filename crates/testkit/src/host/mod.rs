@@ -280,10 +280,7 @@ impl<'e> Host<'e> {
     /// Runs one plan.
     pub fn submit(&mut self, plan: &StepPlan) -> Result<StepOutput, HostError> {
         let step = self.step;
-        let failed = |source| HostError::Engine { step, source };
-        let id = self.engine.submit(plan).map_err(failed)?;
-        let mut output = StepOutput::default();
-        self.engine.wait(id, &mut output).map_err(failed)?;
+        let output = self.engine.run(plan).map_err(|source| HostError::Engine { step, source })?;
         if output.rows.len() != plan.rows.len() {
             let reason = format!("{} rows came out of {}", output.rows.len(), plan.rows.len());
             return Err(HostError::Output { step, row: output.rows.len(), reason });

@@ -87,17 +87,11 @@ impl<'r> Sequence<'r> {
             _ => RowTokens::Given { tokens: own.to_vec(), draft_count: 0 },
         };
         let mut row = Row {
-            slot: self.slot,
             setup: self.fresh.then(|| Box::new(self.setup())),
-            start: self.done,
-            tokens,
             sample,
-            pages: Vec::new(),
-            masks: Vec::new(),
             logprobs: (sample || self.request.score).then_some(self.request.top),
             scored: self.scored(count),
-            draft_next: 0,
-            report_drafts: false,
+            ..Row::new(self.slot, self.done, tokens)
         };
         if let Drafts::Held { made, .. } = self.how.drafts
             && sample

@@ -1,26 +1,20 @@
 //! Readers that are dropped, aborts, drains and stops: each leaves nothing of a request behind.
 
-use kilotok_testkit::DraftAccuracy;
+use kilotok_testkit::{DraftAccuracy, Random};
 
 use super::*;
-
-/// A small random generator: the times at which readers leave must be the same in every run.
-fn mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    *state >> 33
-}
 
 #[tokio::test]
 async fn a_thousand_readers_leave_nothing_behind() {
     let rig = Rig::with(engine(), Limits::default(), 40).lively();
-    let mut state = 5;
+    let mut random = Random::new(5);
     let mut readers = Vec::new();
     for index in 0..1000_u32 {
-        let (stay, how) = (mix(&mut state) % 6, mix(&mut state) % 4);
+        let (stay, how) = (random.below(6), random.below(4));
         let admission = rig.admission.clone();
-        let prompt = text(1 + (mix(&mut state) % 120) as u32, index % 9);
+        let prompt = text(random.between(1, 120), index % 9);
         // Half of the replies would run far longer than the test.
-        let token_max = if index % 2 == 0 { 1 + (mix(&mut state) % 60) as u32 } else { 3000 };
+        let token_max = if index % 2 == 0 { random.between(1, 60) } else { 3000 };
         let request = named(&format!("r{index}"), prompt, token_max);
         readers.push(tokio::spawn(async move {
             let submitted = admission.submit(request);

@@ -215,9 +215,7 @@ fn alone(submissions: Vec<Submission>) -> Vec<Vec<TokenId>> {
     }
     while !sched.is_idle() {
         let plan = sched.plan().unwrap();
-        let step = engine.submit(&plan.step).unwrap();
-        let mut output = StepOutput::default();
-        engine.wait(step, &mut output).unwrap();
+        let output = engine.run(&plan.step).unwrap();
         for advance in sched.absorb(output, 1000).unwrap() {
             replies.get_mut(&advance.id).unwrap().extend(advance.tokens);
         }
