@@ -1,30 +1,19 @@
 //! Prompts, tokens and decoded text equal those of transformers for the same files. The fixtures
 //! and the script that writes them are in `tests/text/`.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
-
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
-use kilotok_text::{
-    Conversation, Format, Message, Text, TextError, TokenId, Tool, ToolCall, Wanted,
-};
+use kilotok_text::{Conversation, Format, Message, TextError, TokenId, Tool, ToolCall, Wanted};
 use serde_json::{Map, Value};
+
+use crate::{fixture, open, with_files};
 
 const MODELS: [(&str, Format); 3] =
     [("mimo", Format::Mimo), ("qwen3_coder", Format::Qwen3Coder), ("hermes", Format::Hermes)];
 
-fn fixtures() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/text/fixtures"))
-}
-
 fn read(path: &str) -> Value {
-    serde_json::from_slice(&fs::read(fixtures().join(path)).unwrap()).unwrap()
-}
-
-fn open(model: &str) -> Text {
-    Text::open(&fixtures().join(model)).unwrap()
+    serde_json::from_slice(&fs::read(fixture(path)).unwrap()).unwrap()
 }
 
 fn tokens(hexadecimal: &Value) -> Vec<TokenId> {
@@ -160,11 +149,7 @@ const DIFFERENT: [&str; 11] = [
 
 /// The output of each template, or `None` if it is refused.
 fn render_alone(template: &str, variables: &Map<String, Value>, now: u64) -> Option<String> {
-    let files = |name: &str| match name {
-        "chat_template.jinja" => Some(template.as_bytes().to_vec()),
-        name => fs::read(fixtures().join("mimo").join(name)).ok(),
-    };
-    let text = Text::from_files(&files).ok()?;
+    let text = with_files(&[("chat_template.jinja", template)]).ok()?;
     let conversation = Conversation {
         variables: variables.clone(),
         now: Some(UNIX_EPOCH + Duration::from_secs(now)),

@@ -1,8 +1,6 @@
 //! Only the template can write special tokens: everything in a conversation is text.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
-
-use std::path::PathBuf;
+use std::fs;
 use std::sync::LazyLock;
 
 use kilotok_text::{
@@ -11,24 +9,12 @@ use kilotok_text::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::{fixture, message, open, with_files};
+
 const MODELS: [&str; 3] = ["mimo", "qwen3_coder", "hermes"];
 
-fn open(model: &str) -> Text {
-    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/text/fixtures");
-    Text::open(&PathBuf::from(fixtures).join(model)).unwrap()
-}
-
 fn with_template(template: &str) -> Text {
-    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/text/fixtures/mimo");
-    let read = |name: &str| match name {
-        "chat_template.jinja" => Some(template.as_bytes().to_vec()),
-        name => std::fs::read(PathBuf::from(fixtures).join(name)).ok(),
-    };
-    Text::from_files(&read).unwrap()
-}
-
-fn message(role: &str, content: &str) -> Message {
-    Message { role: role.to_owned(), content: content.to_owned(), ..Message::default() }
+    with_files(&[("chat_template.jinja", template)]).unwrap()
 }
 
 /// A conversation that contains `text` wherever a client can put text.
@@ -128,9 +114,8 @@ fn templates_may_make_special_tokens_of_a_role() {
 
 #[test]
 fn tokens_that_only_their_whole_text_tells_are_spelled_out_too() {
-    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/text/fixtures/mimo");
     let read = |name: &str| {
-        let file = std::fs::read_to_string(PathBuf::from(fixtures).join(name)).ok()?;
+        let file = fs::read_to_string(fixture("mimo").join(name)).ok()?;
         Some(file.replace("<|im_end|>", "</s>").into_bytes())
     };
     let text = Text::from_files(&read).unwrap();
@@ -207,17 +192,11 @@ fn no_more_tokens_are_made_than_are_wanted() {
 
 #[test]
 fn text_on_which_the_tokenizer_fails_is_refused() {
-    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/text/fixtures/mimo");
-    let read = |name: &str| {
-        let bytes = std::fs::read(PathBuf::from(fixtures).join(name)).ok()?;
-        if name != "tokenizer.json" {
-            return Some(bytes);
-        }
-        let mut tokenizer: Value = serde_json::from_slice(&bytes).unwrap();
-        tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a+)+b".into();
-        Some(tokenizer.to_string().into_bytes())
-    };
-    let text = Text::from_files(&read).unwrap();
+    let name = "tokenizer.json";
+    let tokenizer = fs::read(fixture("mimo").join(name)).unwrap();
+    let mut tokenizer: Value = serde_json::from_slice(&tokenizer).unwrap();
+    tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a+)+b".into();
+    let text = with_files(&[(name, &tokenizer.to_string())]).unwrap();
     let hard = "a".repeat(1000);
     for result in [text.encode(&hard), text.encode_plain(&hard)] {
         assert!(matches!(result, Err(TextError::Encode(_))), "{result:?}");

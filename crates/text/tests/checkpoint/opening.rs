@@ -1,43 +1,23 @@
 //! Opening the text half of a checkpoint: which files count, their defaults, errors of broken ones,
 //! and where the reply to a prompt begins.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
-
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kilotok_text::{
     Conversation, Defaults, Format, Message, ReasoningStart, Text, TextError, Tool,
 };
 use serde_json::{Value, json};
 
-fn fixture(model: &str) -> PathBuf {
-    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/text/fixtures");
-    Path::new(fixtures).join(model)
-}
-
-/// The fixture `mimo`, with these files in place of its own; an empty one is absent.
-fn with_files(files: &[(&str, &str)]) -> Result<Text, TextError> {
-    Text::from_files(&|name| match files.iter().find(|(file, _)| *file == name) {
-        Some((_, "")) => None,
-        Some((_, text)) => Some(text.as_bytes().to_vec()),
-        None => fs::read(fixture("mimo").join(name)).ok(),
-    })
-}
+use crate::{fixture, message, open, user, with_files};
 
 fn refusal(files: &[(&str, &str)]) -> String {
     with_files(files).err().unwrap().to_string()
 }
 
-fn user(content: &str) -> Conversation {
-    let message =
-        Message { role: "user".to_owned(), content: content.to_owned(), ..Message::default() };
-    Conversation { messages: vec![message], add_generation_prompt: true, ..Conversation::default() }
-}
-
 #[test]
 fn every_byte_is_its_own_token_in_the_fixture_that_servers_are_tested_with() {
-    let text = Text::open(&fixture("mimo")).unwrap();
+    let text = open("mimo");
     for byte in 0..=255_u8 {
         assert_eq!(text.token_bytes(byte.into()), Some([byte].as_slice()));
     }
@@ -64,7 +44,7 @@ fn every_byte_is_its_own_token_in_the_fixture_that_servers_are_tested_with() {
 
 #[test]
 fn special_tokens_in_text_count_only_where_they_may() {
-    let text = Text::open(&fixture("mimo")).unwrap();
+    let text = open("mimo");
     assert_eq!(text.encode("a<|im_end|><think>").unwrap(), [97, 258, 259]);
     let spelled: Vec<u32> = "a<|im_end|><think>".bytes().map(u32::from).collect();
     assert_eq!(text.encode_plain("a<|im_end|><think>").unwrap(), spelled);
@@ -73,7 +53,7 @@ fn special_tokens_in_text_count_only_where_they_may() {
 
 #[test]
 fn defaults_are_those_of_the_files() {
-    let open = |model: &str| Text::open(&fixture(model)).unwrap().defaults().clone();
+    let open = |model: &str| open(model).defaults().clone();
     let mimo = Defaults {
         end_tokens: vec![258],
         temperature: Some(1.0),
@@ -211,7 +191,7 @@ fn what_is_wrong_is_said_with_its_file() {
 #[test]
 fn where_a_reply_begins_is_told_by_the_prompt() {
     let start = |model: &str, conversation: &Conversation| {
-        Text::open(&fixture(model)).unwrap().render(conversation).unwrap().reasoning
+        open(model).render(conversation).unwrap().reasoning
     };
     let with = |name: &str, value: bool| {
         let mut conversation = user("a <think> b");
@@ -228,11 +208,8 @@ fn where_a_reply_begins_is_told_by_the_prompt() {
     let mut unfinished = user("a");
     unfinished.add_generation_prompt = false;
     unfinished.continue_final_message = true;
-    unfinished.messages.push(Message {
-        role: "assistant".to_owned(),
-        reasoning: Some("thought".to_owned()),
-        ..Message::default()
-    });
+    let thought = Some("thought".to_owned());
+    unfinished.messages.push(Message { reasoning: thought, ..message("assistant", "") });
     assert_eq!(start("mimo", &unfinished), ReasoningStart::Begun);
     unfinished.messages[1].content = "so".to_owned();
     assert_eq!(start("mimo", &unfinished), ReasoningStart::Never);

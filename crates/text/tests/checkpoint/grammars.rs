@@ -1,23 +1,18 @@
 //! Grammars over a checkpoint's own tokenizer.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+use kilotok_text::{Constraint, Grammars, TokenId};
 
-use std::path::Path;
-
-use kilotok_text::{Constraint, Grammars, Text, TokenId};
+use crate::open;
 
 /// The engine's vocabulary is larger than the tokenizer's.
 const VOCAB: u32 = 512;
 
-/// A tokenizer of pieces of text, which marks some of its markup as special.
-fn text() -> Text {
-    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/text/fixtures");
-    Text::open(&Path::new(fixtures).join("hermes")).unwrap()
-}
+/// The model's tokenizer has pieces of text, and marks some of its markup as special.
+const MODEL: &str = "hermes";
 
 #[test]
 fn markup_is_in_no_string_whatever_the_checkpoint_calls_it() {
-    let text = text();
+    let text = open(MODEL);
     let token = |name: &str| text.token_id(name).unwrap();
     let grammars = Grammars::new(&text, VOCAB, &[token("<|im_end|>")]).unwrap();
     let mut grammar = grammars.compile(&Constraint::JsonObject, false, &|| false).unwrap();
@@ -39,6 +34,7 @@ fn markup_is_in_no_string_whatever_the_checkpoint_calls_it() {
 
 #[test]
 fn ends_that_the_tokenizer_does_not_have_are_refused() {
-    assert!(Grammars::new(&text(), VOCAB, &[]).is_err());
-    assert!(Grammars::new(&text(), VOCAB, &[VOCAB - 1]).is_err());
+    let text = open(MODEL);
+    assert!(Grammars::new(&text, VOCAB, &[]).is_err());
+    assert!(Grammars::new(&text, VOCAB, &[VOCAB - 1]).is_err());
 }
