@@ -1,6 +1,7 @@
 //! Drafts change no token: random requests of every kind must get the same bytes with and without
 //! drafts, with and without a stream, however good the drafts are and whatever else is served.
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -95,13 +96,8 @@ fn so_do_many_from_a_real_model() {
 
 /// The demo model on the reference engine.
 fn demo() -> Server {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, bytes) in kilotok_demo::FILES {
-        let file = folder.path().join(name);
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(file, bytes).unwrap();
-    }
-    let checkpoint = Checkpoint::open(folder.path(), &Knobs::default()).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/demo/checkpoint");
+    let checkpoint = Checkpoint::open(&folder, &Knobs::default()).unwrap();
     let options = CpuOptions {
         rank_count: 1,
         slot_count: 8,
@@ -112,7 +108,7 @@ fn demo() -> Server {
     };
     let engine = CpuEngine::start(checkpoint.spec(), &checkpoint, &options, &Quiet).unwrap();
     let Setup { limits, options, config, .. } = Setup::steady();
-    let text = Text::open(folder.path()).unwrap();
+    let text = Text::open(&folder).unwrap();
     Server::of(Box::new(engine), text, limits, options, config)
 }
 
