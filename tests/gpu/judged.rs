@@ -212,7 +212,7 @@ fn the_gpu_keeps_the_law_of_judged_drafts() {
     check(&mut *cuda_of(&PRO, &few_tokens()), &settings(), DRAWS);
 }
 
-/// With as many draws as `tests/law.rs`.
+/// With as many draws as `crates/batch/tests/law`.
 #[test]
 #[ignore = "minutes"]
 fn the_gpu_keeps_the_law_of_a_million_judged_drafts() {

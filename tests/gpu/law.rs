@@ -1,6 +1,6 @@
-//! The distribution of an engine's tokens, checked as in `tests/law.rs`: two tokens after a
-//! history, preceded by a draft that is sometimes right, with combinations of processors. The
-//! logits are a model's; the engine reports them as scores, token by token.
+//! The distribution of an engine's tokens, checked as in `crates/batch/tests/law`: two tokens
+//! after a history, preceded by a draft that is sometimes right, with combinations of processors.
+//! The logits are a model's; the engine reports them as scores, token by token.
 //!
 //! The repetition penalty is left out, because it depends on the sign of logits, which scores do
 //! not show.
@@ -15,11 +15,11 @@ use crate::{FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_MOE, WIDE_TOKENS, cuda_of, c
 use exact::Finding;
 use setup::{BIAS, COMBINATIONS, HISTORY, PROMPT_COUNT, REPETITION, Row, VOCAB, mask_of, setup_of};
 
-#[path = "../law/exact.rs"]
+#[path = "../../crates/batch/tests/law/exact.rs"]
 mod exact;
 #[path = "judged.rs"]
 mod judged;
-#[path = "../law/setup.rs"]
+#[path = "../../crates/batch/tests/law/setup.rs"]
 mod setup;
 
 const DRAWS: u64 = 1 << 14;

@@ -1,5 +1,6 @@
 //! Rejection sampling: tokens depend on the number of drafts that each row verifies, but on nothing
-//! else about how a request is run. `tests/law.rs` checks that they have the target's distribution.
+//! else about how a request is run. `crates/batch/tests/law` checks that they have the
+//! target's distribution.
 
 use kilotok_engine::Verification;
 

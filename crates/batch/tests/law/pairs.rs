@@ -5,7 +5,9 @@
 use kilotok_abi::{Purpose, TokenId};
 use kilotok_sampling::{Acceptance, Draws, Fault, Proposal, Rule, match_drafts, winner};
 
-use crate::draw::{NODES, SplitMix, Tables, draft_count, draw, draw_drafts, likeliest, tokens_of};
+use crate::draw::{
+    NODES, SplitMix, Tables, draft_count, draw, draw_drafts, likeliest, node_of, tokens_of,
+};
 use crate::setup::{HISTORY, Row, VOCAB};
 use crate::{DRAFTS, DRAWS, Setting, Way};
 
@@ -50,11 +52,28 @@ impl Noise {
     }
 }
 
+/// Cumulative probabilities of the drafts, by offset and last token.
+type DraftLaws = Vec<[Row<f32>; VOCAB]>;
+
+/// The drafts of the first position, and the nodes after 0, 1, .. of them.
+struct Drafted {
+    drafts: [TokenId; DRAFTS],
+    nodes: [usize; DRAFTS + 1],
+}
+
+impl Drafted {
+    fn new(laws: &DraftLaws, noise: &Noise) -> Self {
+        let mut drafts = [0; DRAFTS];
+        let nodes = draw_drafts(&[], &mut drafts, |i, offset, last| {
+            draw(&laws[offset][last], noise.draft[i])
+        });
+        Self { drafts, nodes }
+    }
+}
+
 /// The values that all draws of a setting share.
 struct Pairs {
     rows: Vec<Row<f32>>,
-    /// Cumulative probabilities of the drafts, by offset and last token.
-    cumulative: Vec<[Row<f32>; VOCAB]>,
     /// By the last node of a round; for ways that verify with a rule.
     judged: Vec<Option<Judged>>,
 }
@@ -68,7 +87,8 @@ struct Judged {
 }
 
 impl Pairs {
-    fn new(setting: Setting) -> Self {
+    /// Beside the values, the distributions of the drafts.
+    fn new(setting: Setting) -> (Self, DraftLaws) {
         assert_eq!(setting.length, PAIR);
         let tables = Tables::new(setting, false);
         let judged = match setting.way {
@@ -82,17 +102,17 @@ impl Pairs {
             };
             cumulative = tables.drafts.iter().map(|laws| laws.each_ref().map(only)).collect();
         }
-        Self { rows, cumulative, judged }
+        (Self { rows, judged }, cumulative)
     }
 
     /// Appends the tokens of one round, as far as a pair needs them.
-    fn round(&self, noise: &Noise, tokens: &mut Vec<TokenId>) {
+    fn round(&self, noise: &Noise, drafted: &Drafted, tokens: &mut Vec<TokenId>) {
         let done = tokens.len();
-        let mut drafts = [0; DRAFTS];
-        let drafts = &mut drafts[..draft_count(done, PAIR)];
-        let nodes = draw_drafts(tokens, drafts, |i, offset, last| {
-            draw(&self.cumulative[offset][last], noise.draft[i])
-        });
+        let (mut drafts, mut nodes) = (&drafted.drafts[..], &drafted.nodes[..]);
+        let only = [node_of(tokens)];
+        if done > 0 {
+            (drafts, nodes) = (&[], &only);
+        }
         let Some(judged) = self.judged.get(nodes[drafts.len()]) else {
             let choose = |i: usize| {
                 let winner = noise.winner(Purpose::Target, done + i, &self.rows[nodes[i]]);
@@ -134,16 +154,28 @@ fn judged(rule: Rule, tables: &Tables) -> Vec<Option<Judged>> {
 
 /// How often each pair is drawn, for each setting.
 pub(super) fn count_pairs(settings: &[Setting]) -> Vec<Vec<u32>> {
-    let all: Vec<_> = settings.iter().map(|setting| Pairs::new(*setting)).collect();
+    // Most settings have the distributions of another one's drafts, and then its drafts too.
+    let mut laws = Vec::new();
+    let with_laws = settings.iter().map(|setting| {
+        let (pairs, own) = Pairs::new(*setting);
+        let place = laws.iter().position(|other| *other == own).unwrap_or(laws.len());
+        if place == laws.len() {
+            laws.push(own);
+        }
+        (pairs, place)
+    });
+    let all: Vec<_> = with_laws.collect();
     let mut counts = vec![vec![0; VOCAB * VOCAB]; settings.len()];
     let mut tokens = Vec::with_capacity(PAIR + DRAFTS);
     for first in (0..DRAWS).step_by(KEPT) {
         let kept: Vec<_> = (first..first + KEPT as u64).map(Noise::new).collect();
-        for (pairs, counts) in all.iter().zip(&mut counts) {
-            for noise in &kept {
+        let draw_all = |laws| kept.iter().map(|noise| Drafted::new(laws, noise)).collect();
+        let drafted: Vec<Vec<_>> = laws.iter().map(draw_all).collect();
+        for ((pairs, place), counts) in all.iter().zip(&mut counts) {
+            for (noise, drafted) in kept.iter().zip(&drafted[*place]) {
                 tokens.clear();
                 while tokens.len() < PAIR {
-                    pairs.round(noise, &mut tokens);
+                    pairs.round(noise, drafted, &mut tokens);
                 }
                 counts[VOCAB * tokens[0] as usize + tokens[1] as usize] += 1;
             }

@@ -10,7 +10,7 @@ use kilotok_sampling::{
 use crate::setup::{
     FREQUENCY, HISTORY, PRESENCE, REPETITION, Row, TEMPERATURE, VOCAB, mask_of, setup_of,
 };
-use crate::{DRAFTS, DRAWS, Setting, Way, drafter_logits, target_logits};
+use crate::{DRAFTS, DRAWS, FEW_DRAWS, Setting, Way, drafter_logits, target_logits};
 
 /// Rows by history: node 0 is [`HISTORY`], and `after(node, token)` has one more token.
 type Tree = Vec<Row<f32>>;
@@ -203,11 +203,11 @@ pub(super) fn cumulative(law: &Row<f32>) -> Row<f32> {
 }
 
 /// How often each sequence is drawn. `round` appends the tokens of one round.
-fn count(setting: Setting, mut round: impl FnMut(u64, &mut Vec<TokenId>)) -> Vec<u32> {
+fn count(setting: Setting, draws: u64, mut round: impl FnMut(u64, &mut Vec<TokenId>)) -> Vec<u32> {
     let length = setting.length;
     let mut counts = vec![0; VOCAB.pow(length as u32)];
     let mut tokens = Vec::with_capacity(length + DRAFTS);
-    for draw in 0..DRAWS {
+    for draw in 0..draws {
         let seed = u64::from(setting.combination) << 32 | draw;
         tokens.clear();
         while tokens.len() < length {
@@ -223,7 +223,7 @@ fn count(setting: Setting, mut round: impl FnMut(u64, &mut Vec<TokenId>)) -> Vec
 pub(super) fn count_with_samplers(setting: Setting) -> Vec<u32> {
     let setup = setup_of(setting.combination);
     let mut sampler = Sampler::new(setup.clone(), &HISTORY);
-    count(setting, |seed, tokens| {
+    count(setting, DRAWS, |seed, tokens| {
         let done = tokens.len();
         if done == 0 {
             let sampling = Sampling { seed, ..setup.sampling };
@@ -282,7 +282,12 @@ pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> 
     let others = draft_laws(without(TEMPERATURE));
     let mut proposal = Proposal::default();
     let target = tables.target();
-    count(setting, |seed, tokens| {
+    let draws = match mistake {
+        // Right, and the mistake with the least effect.
+        Mistake::None | Mistake::ReusedNoise => DRAWS,
+        _ => FEW_DRAWS,
+    };
+    count(setting, draws, |seed, tokens| {
         let first = (HISTORY.len() + tokens.len()) as u32;
         let draws = |i: usize, purpose| match mistake {
             Mistake::ReusedNoise => Draws::new(seed, first + i as u32, purpose),
@@ -290,7 +295,9 @@ pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> 
         };
         let mut believed = Vec::new();
         let nodes = tables.propose(tokens, &mut proposal, |i, offset, last| {
-            believed.push(law_of(&others[offset][last]));
+            if mistake == Mistake::OtherProposal {
+                believed.push(law_of(&others[offset][last]));
+            }
             race(draws(i, Purpose::Draft), |token| tables.drafts[offset][last][token])
         });
         if mistake == Mistake::OtherProposal {

@@ -13,23 +13,18 @@
 //! - All 2^11 combinations of processors, 2 tokens. Each combination has one of 9 pairs of a
 //!   drafter (good, bad, adversarial) and a way of verifying (sample and match, token and joint
 //!   verification), so that any two processors are combined in all 9 pairs. Rows are processed
-//!   once per history and setting, and settings share their random numbers, see `law/pairs.rs`.
+//!   once per history and setting, and settings share their random numbers, see `pairs.rs`.
 //!   An ignored test runs every combination with all 9 pairs.
 //! - Each of the 9 pairs, most processors on, 3 tokens, with no state kept between draws.
 //! - The step of an engine, most processors on, 3 tokens, 0 to 7 drafts: rejection sampling as
-//!   rows use it, see `law/step.rs`.
+//!   rows use it, see `step.rs`.
 //! - Rules with a mistake, and hosts that choose drafts depending on what was drawn, 3 tokens:
 //!   each must be detected, with certainty.
 
-#[path = "law/draw.rs"]
 mod draw;
-#[path = "law/exact.rs"]
 mod exact;
-#[path = "law/pairs.rs"]
 mod pairs;
-#[path = "law/setup.rs"]
 mod setup;
-#[path = "law/step.rs"]
 mod step;
 
 use std::array;
@@ -51,7 +46,7 @@ const DRAFTS: usize = 3;
 const DRAWS: u64 = 1_000_000;
 /// Settings of whole steps.
 const STEP_SETTINGS: usize = 5;
-/// Enough draws to detect a wrong host.
+/// Enough draws to detect most wrong rules and hosts, as tests check.
 const FEW_DRAWS: u64 = DRAWS / 4;
 const FALSE_ALARM: f64 = 1e-6;
 /// Number of settings whose draws share their random numbers.
