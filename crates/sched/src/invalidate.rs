@@ -1,17 +1,60 @@
 //! Invalidation of pages that may hold numbers that are not finite.
 
-use kilotok_engine::RowFault;
+use kilotok_engine::{RowFault, StepOutput};
 
-use crate::request::Rank;
+use crate::request::{InFlightRow, Rank, Request};
 use crate::{Finish, RequestId, Scheduler};
+
+fn is_not_finite(fault: Option<RowFault>) -> bool {
+    matches!(fault, Some(RowFault::NotFinite { .. }))
+}
 
 impl Scheduler {
     /// Removes a request that has ended.
     pub(crate) fn finish(&mut self, id: RequestId, finish: Finish) {
-        if matches!(finish, Finish::Fault(RowFault::NotFinite { .. })) {
+        if matches!(finish, Finish::Fault(fault) if is_not_finite(Some(fault))) {
             self.invalidate(id);
         }
         self.leave(id, u32::MAX);
+    }
+
+    /// Of the requests that left while a row of theirs was computed, those whose row failed.
+    pub(crate) fn take_departed(
+        &mut self,
+        flights: &[InFlightRow],
+        output: &StepOutput,
+    ) -> Vec<Request> {
+        let mut departed = std::mem::take(&mut self.departed);
+        departed.retain(|request| {
+            let mut rows = flights.iter().zip(&output.rows);
+            rows.any(|(row, out)| row.id == request.rank.id && is_not_finite(out.fault))
+        });
+        departed
+    }
+
+    /// The same as [`Self::invalidate`] for requests that left while their last row was computed.
+    pub(crate) fn invalidate_departed(&mut self, departed: &[Request]) {
+        for request in departed {
+            self.invalidate_text_of(request);
+        }
+    }
+
+    fn invalidate_text_of(&mut self, request: &Request) {
+        let (salt, text) = (&request.asked.cache_salt, &request.known);
+        let stride = self.pages.stride as usize;
+        // One edge further than the pages that others wrote.
+        let end = (request.written_from as usize / stride + 1) * stride;
+        let reads = |rank: &&Rank| {
+            let other = &self.requests[&rank.id];
+            let beginning = text.get(..end);
+            other.asked.cache_salt == *salt
+                && beginning.is_some_and(|beginning| other.known.starts_with(beginning))
+        };
+        let readers: Vec<Rank> = self.running.iter().filter(reads).copied().collect();
+        self.pages.invalidate_text(salt, text);
+        for reader in readers {
+            self.preempt(reader);
+        }
     }
 
     /// Invalidates every page that the request read or wrote, as any of them may be the cause, so
@@ -40,7 +83,7 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use kilotok_abi::TokenId;
-    use kilotok_engine::{RowOutput, StepOutput};
+    use kilotok_engine::{Engine, RowOutput};
     use kilotok_testkit::ScriptedEngine;
 
     use super::*;
@@ -74,6 +117,22 @@ mod tests {
         let id = harness.sched.admit(asked(prompt.clone(), 9)).unwrap();
         harness.step();
         harness.step_with(fails(id));
+        assert_eq!(found(&mut harness, &prompt), 0);
+        assert_eq!(found(&mut harness, &prompt), 40, "what others computed since is found");
+    }
+
+    #[test]
+    fn nor_are_those_of_one_that_was_cancelled_while_it_failed() {
+        let mut harness = harness();
+        let prompt = text(41, 1);
+        let id = harness.sched.admit(asked(prompt.clone(), 9)).unwrap();
+        harness.step();
+        let plan = harness.sched.plan().unwrap();
+        let mut output = harness.engine.run(&plan.step).unwrap();
+        fails(id)(&plan, &mut output);
+        assert!(harness.sched.cancel(id));
+        assert_eq!(harness.sched.absorb(output, 1000), Ok(Vec::new()));
+        harness.sched.check().unwrap();
         assert_eq!(found(&mut harness, &prompt), 0);
         assert_eq!(found(&mut harness, &prompt), 40, "what others computed since is found");
     }

@@ -315,12 +315,25 @@ impl Pages {
     /// Removes all texts from the tree that start as a request's does: it may have read or written
     /// any of their pages. Running requests with such texts name no more pages.
     pub(crate) fn invalidate(&mut self, holding: &RequestPages) {
-        let Some(&first) = self.tree.path(holding.node).get(1) else {
-            return;
-        };
-        if self.tree.is_lost(first) {
-            return;
+        if let Some(&first) = self.tree.path(holding.node).get(1)
+            && !self.tree.is_lost(first)
+        {
+            self.cut(first);
         }
+    }
+
+    /// The same for a text whose request has left.
+    pub(crate) fn invalidate_text(&mut self, salt: &str, text: &[TokenId]) {
+        if let Some(start) = self.tree.start(salt)
+            && let Some(edge) = text.get(..self.stride as usize)
+            && let Some(first) = self.tree.child(start, edge)
+        {
+            self.cut(first);
+        }
+    }
+
+    /// Removes a node of a first edge and all below it.
+    fn cut(&mut self, first: NodeId) {
         let nodes = self.tree.below(first);
         for node in &nodes {
             self.drop_tail(*node);

@@ -41,6 +41,8 @@ pub struct Scheduler {
     /// What the first in the queue waits for.
     pub(crate) shortage: Option<Shortage>,
     pub(crate) in_flight: Option<Vec<InFlightRow>>,
+    /// Requests that were removed while the step in flight computes a row of theirs.
+    pub(crate) departed: Vec<Request>,
     /// The cost of all steps.
     pub(crate) cost: CostModel,
     /// The cost of steps without prompts: many tokens of one row cost less than as many rows.
@@ -141,6 +143,7 @@ impl Scheduler {
             pages,
             shortage: None,
             in_flight: None,
+            departed: Vec::new(),
             cost: CostModel::new(limits.cost, caps.token_max, caps.wide_from, STEP_MEMORY),
             round_cost: CostModel::new(limits.cost, caps.token_max, caps.wide_from, ROUND_MEMORY),
             draft_costs: DraftCosts::new(caps.token_max),
@@ -227,6 +230,9 @@ impl Scheduler {
         }
         self.move_up(&request);
         self.shortage = None;
+        if self.in_flight.iter().flatten().any(|row| row.id == id) {
+            self.departed.push(request);
+        }
     }
 
     /// Preempts a running request: puts it back into the queue. Its pages stay cached until they
@@ -284,9 +290,11 @@ impl Scheduler {
         let tokens = output.rows.iter().map(|row| row.tokens.len()).sum();
         self.observe(&flights, tokens, step_us as f32);
         let mut advances = Vec::with_capacity(flights.len());
+        let departed = self.take_departed(&flights, &output);
         for (row, out) in flights.iter().zip(output.rows) {
             advances.extend(self.take(row, out));
         }
+        self.invalidate_departed(&departed);
         for advance in &advances {
             if let Some(finish) = advance.finish {
                 self.finish(advance.id, finish);
@@ -342,6 +350,7 @@ impl Scheduler {
     /// and compute again what was lost, unless the caller cancels them.
     pub fn abandon(&mut self) -> Result<Vec<RequestId>, Misuse> {
         let flights = self.in_flight.take().ok_or(Misuse::NotInFlight)?;
+        self.departed.clear();
         let mut ids: Vec<_> = flights.into_iter().map(|row| row.id).collect();
         ids.retain(|id| self.requests.contains_key(id));
         for id in &ids {
