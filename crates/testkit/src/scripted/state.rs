@@ -4,6 +4,9 @@
 //! next position's numbers depend on it, so a page that is missing, stale or another sequence's
 //! changes every later token. An engine with a script stores the text in its pages too.
 
+use std::iter;
+use std::ops::Range;
+
 use kilotok_abi::TokenId;
 use kilotok_engine::{Caps, PageGroup, PageKind, PageRun};
 
@@ -28,8 +31,11 @@ impl Memory {
 
     /// The tokens at the positions below `end`.
     pub(super) fn text(&self, caps: &Caps, runs: &[PageRun], end: u32) -> Vec<TokenId> {
-        let place = |position| place(&caps.groups[self.whole], &runs[self.whole], position);
-        (0..end).map(|position| self.tokens[place(position)]).collect()
+        let mut text = Vec::with_capacity(end as usize);
+        for places in places(&caps.groups[self.whole], &runs[self.whole], 0..end) {
+            text.extend_from_slice(&self.tokens[places]);
+        }
+        text
     }
 
     pub(super) fn note(&mut self, caps: &Caps, runs: &[PageRun], start: u32, tokens: &[TokenId]) {
@@ -40,6 +46,14 @@ impl Memory {
 
     pub(super) fn read(&self, caps: &Caps, group: usize, run: &PageRun, position: u32) -> u64 {
         self.groups[group][place(&caps.groups[group], run, position)]
+    }
+
+    fn read_all(&self, group: &PageGroup, run: &PageRun, at: usize, range: Range<u32>) -> Vec<u64> {
+        let mut values = Vec::with_capacity(range.len());
+        for places in places(group, run, range) {
+            values.extend_from_slice(&self.groups[at][places]);
+        }
+        values
     }
 
     pub(super) fn write(
@@ -57,6 +71,22 @@ impl Memory {
 fn place(group: &PageGroup, run: &PageRun, position: u32) -> usize {
     let page = run.pages[(position / group.page_tokens - run.first) as usize];
     (page.0 * group.page_tokens + position % group.page_tokens) as usize
+}
+
+/// The places of positions, page by page: tests read whole sequences at every step.
+fn places(
+    group: &PageGroup,
+    run: &PageRun,
+    positions: Range<u32>,
+) -> impl Iterator<Item = Range<usize>> {
+    let mut next = positions.start;
+    iter::from_fn(move || {
+        let left = positions.end.saturating_sub(next);
+        let count = left.min(group.page_tokens - next % group.page_tokens);
+        let first = (count > 0).then(|| place(group, run, next))?;
+        next += count;
+        Some(first..first + count as usize)
+    })
 }
 
 /// A sequence as stored in its pages, and the hashes that depend on it.
@@ -84,12 +114,9 @@ impl SequenceState {
         let target = caps.groups.iter().enumerate().filter(|(_, g)| g.kind != PageKind::Draft);
         let layers = target.map(|(group, spec)| {
             let first = spec.first_needed(start);
-            let mut layer =
-                Layer { group, window: spec.window, first, values: Vec::new(), folds: Vec::new() };
-            for position in first..start {
-                layer.push(memory.read(caps, group, &runs[group], position));
-            }
-            layer
+            let values = memory.read_all(spec, &runs[group], group, first..start);
+            let folds = if spec.window.is_none() { folds_of(&values) } else { Vec::new() };
+            Layer { group, window: spec.window, first, values, folds }
         });
         let mut layers: Vec<_> = layers.collect();
         layers.sort_by_key(|layer| layer.window.is_none());
@@ -132,6 +159,17 @@ impl SequenceState {
         let everything = self.layers.last().expect("a group sees the whole text");
         everything.folds[position as usize]
     }
+}
+
+/// The running hash of values.
+fn folds_of(values: &[u64]) -> Vec<u64> {
+    let mut folds = Vec::with_capacity(values.len());
+    let mut fold = 0;
+    for value in values {
+        fold = mix(fold ^ value);
+        folds.push(fold);
+    }
+    folds
 }
 
 impl Layer {
