@@ -147,12 +147,13 @@ pub(super) fn pro_fp4() -> Value {
 
 /// V2.6-Flash's form: projections fused in as many chunks as there are global K/V heads, which is
 /// half of the K/V heads in window layers; towers for images and audio. Its vocabulary has room for
-/// a tokenizer.
+/// a tokenizer. Alone among the toys, it has more than eight query heads for each global K/V head.
 pub(super) fn v2_6_flash() -> Value {
     let own = json!({
         "vision_config": { "depth": 2 },
         "audio_config": { "layers": 2 },
         "vocab_size": 320,
+        "num_attention_heads": 40,
         "num_key_value_heads": 4,
         "layernorm_epsilon": 1e-6,
         "attention_value_scale": 0.707,

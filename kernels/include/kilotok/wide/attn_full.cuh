@@ -1,6 +1,6 @@
-// Full attention by products of warpgroups. A CTA keeps the queries of a tile in shared memory,
-// eight tokens times up to 16 heads, four tokens for each of two warpgroups, and goes through the
-// keys 64 at a time. Sums stay in registers, so no partial results are stored.
+// Full attention by products of warpgroups. A CTA keeps the queries of a tile in shared memory and
+// goes through the keys 64 at a time. A warp has 16 rows: up to 16 heads of a token, or up to eight
+// heads of two tokens. Sums stay in registers, so no partial results are stored.
 //
 // The warpgroups take turns with the tensor cores: one multiplies while the other computes weights.
 // In its turn a warpgroup multiplies the weights with the values of this stage and the queries with
@@ -15,9 +15,8 @@
 
 namespace kilotok::wide {
 
-constexpr int FULL_POSITIONS = 8, FULL_STAGES = 3, STAGE_KEYS = 64;
+constexpr int FULL_STAGES = 3, STAGE_KEYS = 64;
 static_assert(CHUNK_KEYS % STAGE_KEYS == 0 && STAGE_KEYS % KEYS_AT_ONCE == 0, "stages are whole");
-static_assert(CHUNK_KEYS * CHUNKS_MAX % FULL_POSITIONS == 0, "a tile's chunks have one length");
 // A stage is two halves of keys whose scores are weighed at once.
 constexpr int HALF_SCORES = KEYS_AT_ONCE / 2;
 static_assert(STAGE_KEYS == 2 * KEYS_AT_ONCE, "two halves");
@@ -28,8 +27,15 @@ struct FullSizes {
   static constexpr int KEY_BYTES = A.qk_dim * 2, VALUE_BYTES = A.v_dim * 2;
   // The values of eight keys, then eight columns of ones, whose products are the sums of weights.
   static constexpr int VALUE_GROUP = GROUP_KEYS * VALUE_BYTES + PIECE_BYTES;
-  // Bytes of the queries of a token, and of eight of its heads.
-  static constexpr int QUERY_BYTES = TILE_HEADS * KEY_BYTES, HALF_BYTES = QUERY_BYTES / 2;
+  // Tokens of a warp, and positions of a tile. All of them are in one half of a stage.
+  static constexpr int WARP_TOKENS = HeadTiles<KIND>::GROUP <= TILE_HEADS / 2 ? 2 : 1;
+  static constexpr int POSITIONS = CONSUMERS / 32 * WARP_TOKENS;
+  static_assert(KEYS_AT_ONCE % POSITIONS == 0, "a half has whole tiles");
+  static_assert(CHUNK_KEYS * CHUNKS_MAX % POSITIONS == 0, "a tile's chunks have one length");
+  // Bytes of eight heads of a token's queries, of all that it has in memory, and of those that are
+  // copied. With two tokens a warp, the second eight are padding.
+  static constexpr int HALF_BYTES = TILE_HEADS / 2 * KEY_BYTES, QUERY_BYTES = 2 * HALF_BYTES;
+  static constexpr int COPY_BYTES = QUERY_BYTES / WARP_TOKENS;
 };
 
 template <int KIND>
@@ -38,7 +44,7 @@ struct FullShared {
   alignas(128) char keys[FULL_STAGES][STAGE_KEYS * S::KEY_BYTES];
   alignas(128) char values[FULL_STAGES][STAGE_KEYS / GROUP_KEYS * S::VALUE_GROUP];
   // Two tiles' queries: those of the next tile are loaded while one is computed.
-  alignas(128) char queries[2][FULL_POSITIONS * S::QUERY_BYTES];
+  alignas(128) char queries[2][S::POSITIONS * S::COPY_BYTES];
   alignas(8) uint64_t keys_full[FULL_STAGES], keys_empty[FULL_STAGES];
   alignas(8) uint64_t values_full[FULL_STAGES], values_empty[FULL_STAGES];
   alignas(8) uint64_t queries_full[2], queries_empty[2];
@@ -87,7 +93,7 @@ struct StageRing {
 // looked up beforehand, since that takes a round trip to L2.
 template <int KIND>
 struct FullWalk {
-  TileWalk<KIND, FULL_POSITIONS> tiles;
+  TileWalk<KIND, FullSizes<KIND>::POSITIONS> tiles;
   QueryTile tile, next_tile;
   int head_tile = 0, next_head_tile = 0;
   // Whether there is a next one.
@@ -113,8 +119,8 @@ struct KeyWeights {
   bool rises[2];
 };
 
-// The sums of a warp's token. With g = lane / 4 and q = lane % 4 a lane has dimensions 8 i + 2 q
-// and 8 i + 2 q + 1 of heads g and 8 + g.
+// The sums of a warp. With g = lane / 4 and q = lane % 4 a lane has dimensions 8 i + 2 q and
+// 8 i + 2 q + 1 of rows g and 8 + g.
 template <int KIND>
 struct FullSums {
   static constexpr Attention A = ATTENTIONS[KIND];
@@ -275,7 +281,7 @@ struct FullConsumer {
   __device__ __forceinline__ void take_queries() {
     query_ring.wait();
     queries = ptx::wgmma_operand(ptx::shared_address(shared.queries[query_ring.stage]) +
-                                     group * (FULL_POSITIONS / CONSUMER_GROUPS * S::QUERY_BYTES),
+                                     group * (S::POSITIONS / CONSUMER_GROUPS * S::COPY_BYTES),
                                  PIECE_BYTES, S::HALF_BYTES);
   }
 
@@ -356,14 +362,19 @@ struct FullConsumer {
     for (int i = 0; i < STAGE_KEYS / 2; i++) scores[i] = fmaf(scores[i], 0.0f, scores[i]);
   }
 
+  // The position of a lane's row g or, with `half`, 8 + g.
+  __device__ __forceinline__ uint32_t position(int half) const {
+    return walk.tile.begin + warp * S::WARP_TOKENS + (S::WARP_TOKENS == 2 ? half : 0);
+  }
+
   // For a tile's last stage, which has the tile's own positions: hides the keys after a token's own
   // (causal mask). Values after the row's last become zeros, because uninitialised memory could be
   // NaN.
   __device__ __forceinline__ void hide(typename Sums::Scores& scores, uint32_t first) const {
-    const uint32_t position = walk.tile.begin + warp;
 #pragma unroll
     for (int i = 0; i < STAGE_KEYS / 2; i++)
-      if (first + i / 4 * GROUP_KEYS + lane % 4 * 2 + i % 2 > position) scores[i] = LOWEST;
+      if (first + i / 4 * GROUP_KEYS + lane % 4 * 2 + i % 2 > position(i % 4 / 2))
+        scores[i] = LOWEST;
     value_ring.wait();
     if (row_end < first + STAGE_KEYS) clear_values(row_end - first);
   }
@@ -428,13 +439,12 @@ struct FullConsumer {
 
   __device__ __forceinline__ void store(const Sums& sums) const {
     const QueryTile& tile = walk.tile;
-    const uint32_t position = tile.begin + warp;
-    if (position < tile.first || position >= tile.end) return;
-    const int token = token_at(memory.step.row(tile.row), position);
     const int first_head = tile.kv_head * HeadTiles<KIND>::GROUP + walk.head_tile * TILE_HEADS;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int in_tile = half * 8 + lane / 4;
+      if (position(half) < tile.first || position(half) >= tile.end) continue;
+      const int token = token_at(memory.step.row(tile.row), position(half));
+      const int in_tile = (S::WARP_TOKENS == 2 ? 0 : half * 8) + lane / 4;
       if (!HeadTiles<KIND>::has(first_head, in_tile)) continue;
       const int head = first_head + in_tile;
       const float factor = softmax_scale<KIND>(sums.softmax[half], sink_of<KIND>(memory, head));
@@ -467,15 +477,15 @@ struct FullProducer {
 
   __device__ __forceinline__ void copy_queries(const QueryTile& tile, int head_tile,
                                                const BatchRow& row) {
-    query_ring.acquire((tile.end - tile.first) * S::QUERY_BYTES);
+    query_ring.acquire((tile.end - tile.first) * S::COPY_BYTES);
     for (uint32_t p = tile.first; p < tile.end; p++)
       ptx::bulk_copy(ptx::shared_address(shared.queries[query_ring.stage]) +
-                         (p - tile.begin) * S::QUERY_BYTES,
+                         (p - tile.begin) * S::COPY_BYTES,
                      at<const uint16_t>(memory.queries) +
                          static_cast<size_t>(token_at(row, p)) * QUERY_VALUES +
                          (tile.kv_head * HeadTiles<KIND>::COUNT + head_tile) *
                              (S::QUERY_BYTES / 2),
-                     S::QUERY_BYTES, query_ring.barrier());
+                     S::COPY_BYTES, query_ring.barrier());
     query_ring.next();
   }
 
@@ -557,7 +567,7 @@ __device__ __forceinline__ void attn_full(FullShared<KIND>& shared, const AttnMe
       },
       [&] {
         FullProducer<KIND> producer(memory, shared);
-        TileWalk<KIND, FULL_POSITIONS> walk(memory.step);
+        TileWalk<KIND, FullSizes<KIND>::POSITIONS> walk(memory.step);
         QueryTile tile;
         while (walk.next(tile))
 #pragma unroll 1

@@ -400,10 +400,11 @@ __device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
   using Multiply = Products<M::FORMAT, COLUMNS, SLOTS>;
   // Not where tokens are bulk copies: loads would have to be complete before the next copy.
   constexpr bool WITH_MMA = COLUMNS == TILE_TOKENS && Walk::BY_PART;
+  // A chain is one loop: with a second one around it the compiler spills sums.
+  constexpr int OUTER = Walk::BY_PART ? Walk::OUTER : 1;
+  constexpr int INNER = Walk::OUTER * Walk::INNER / OUTER;
   // Without a loop the compiler would know that the sums begin with zero.
-  constexpr bool HIDDEN_ZERO = COLUMNS > Multiply::WIDTH &&
-                               Walk::INNER == Stages::CHUNKS &&
-                               (Walk::BY_PART || Walk::OUTER == 1);
+  constexpr bool HIDDEN_ZERO = COLUMNS > Multiply::WIDTH && INNER == Stages::CHUNKS;
   const auto multiply = [&](auto&& weights) {
     if constexpr (WITH_MMA) {
       multiply_tile(ring, acc, weights);
@@ -418,13 +419,12 @@ __device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
     ring.release();
   };
 #pragma unroll 1
-  for (int outer = 0; outer < Walk::OUTER; outer++) {
-    if (outer == 0 || Walk::BY_PART)
+  for (int outer = 0; outer < OUTER; outer++) {
 #pragma unroll
-      for (int i = 0; i < COLUMNS / 2; i++)
-        acc[i] = HIDDEN_ZERO ? hidden_zero(small, i / (Multiply::WIDTH / 2)) : 0;
+    for (int i = 0; i < COLUMNS / 2; i++)
+      acc[i] = HIDDEN_ZERO ? hidden_zero(small, i / (Multiply::WIDTH / 2)) : 0;
 #pragma unroll 1
-    for (int inner = 0; inner < Walk::INNER; inner += Stages::CHUNKS) with_weights(multiply);
+    for (int inner = 0; inner < INNER; inner += Stages::CHUNKS) with_weights(multiply);
     if constexpr (Walk::BY_PART) end_part<Walk::PARTS, ExpertsCta::CONSUMERS>(totals, outer, acc);
   }
 }
