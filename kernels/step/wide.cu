@@ -91,24 +91,17 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
   wide::rope_angles(attn_in_memory<false>(memory), 0, ATTENTION_KINDS, wide::SORTERS);
 }
 
-// With several ranks: clears the part, of which each rank then fills some columns.
-extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
-    wide_clear_part(const __grid_constant__ WideMemory memory) {
-  if (!begin_wide(memory)) return;
-  wide::clear_part(memory.part, memory.token_count);
-}
-
 extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
     wide_input_norm(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   const wide::AddNormMemory norm = input_norm_memory(memory);
   auto& shared = launch_shared<wide::NormShared>();
-  if (memory.slice_count == 0) return wide::add_rms_norm(shared, norm);
+  if (RANKS > 1 || memory.slice_count == 0) return wide::add_rms_norm(shared, norm);
   // The layer before, whose products are added.
   const LayerMemory& layer = at<const LayerMemory>(memory.memory.layers)[memory.layer - 1];
   with_kind<0, DRAFT_FEED_FORWARD>(layer.feed_forward, [&](auto kind) {
     constexpr int KIND = decltype(kind)::value;
-    if constexpr (!IS_DENSE<KIND> && !FEED_FORWARDS[KIND].bias)
+    if constexpr (RANKS == 1 && !IS_DENSE<KIND> && !FEED_FORWARDS[KIND].bias)
       wide::add_rms_norm<FEED_FORWARDS[KIND].top_k>(shared, norm, added_products<KIND>(memory));
   });
 }

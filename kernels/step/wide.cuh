@@ -65,18 +65,23 @@ __device__ __forceinline__ wide::StepTokens step_tokens(const WideMemory& wide) 
           static_cast<int>(wide.row_count)};
 }
 
-__device__ __forceinline__ wide::EmbedMemory embed_memory(const WideMemory& wide) {
-  const Memory& memory = wide.memory;
-  return {memory.tokens, memory.embedding, wide.part, memory.rank,
-          static_cast<int>(wide.token_count)};
-}
-
 __device__ __forceinline__ wide::RanksMemory ranks_memory(const WideMemory& wide) {
   const Memory& memory = wide.memory;
   const int count = wide.token_count;
   if constexpr (RANKS == 1) return {0, 0, 0, 0, count};
   const uint32_t before = at<const Batch>(memory.batch)->collectives;
   return {memory.peers, wide.flags, memory.rank, before + wide.collective, count};
+}
+
+__device__ __forceinline__ wide::PartsMemory parts_memory(const WideMemory& wide) {
+  return {wide.received, ranks_memory(wide)};
+}
+
+__device__ __forceinline__ wide::EmbedMemory embed_memory(const WideMemory& wide) {
+  const Memory& memory = wide.memory;
+  return {memory.tokens, memory.embedding,
+          wide.part,     memory.rank,
+          static_cast<int>(wide.token_count), parts_memory(wide)};
 }
 
 // The norm before a layer's projections, or before the head where there is no such layer. It also
@@ -140,6 +145,7 @@ __device__ __forceinline__ wide::AddNormMemory context_norm_memory(const WideMem
   own.eps = DRAFT_NORM_EPS;
   own.capacity = wide.capacity;
   own.received = wide.received;
+  own.rank_columns = FuseMatrix::ROWS;
   own.ranks = ranks_memory(wide);
   return own;
 }
@@ -161,7 +167,7 @@ __device__ __forceinline__ wide::GemmMemory gemm_memory(const WideMemory& wide, 
   return {weights,          operand,
           wide.part,        wide.inverse_rms,
           wide.dense_inner, static_cast<int>(wide.token_count),
-          static_cast<int>(wide.capacity)};
+          static_cast<int>(wide.capacity), parts_memory(wide)};
 }
 
 __device__ __forceinline__ wide::RouterMemory router_memory(const WideMemory& wide) {
@@ -199,6 +205,7 @@ __device__ __forceinline__ wide::ExpertsMemory experts_memory(const WideMemory& 
   own.products = wide.products;
   own.sums = wide.part;
   own.capacity = wide.expert_capacity;
+  own.parts = parts_memory(wide);
   return own;
 }
 

@@ -109,7 +109,6 @@ pub(crate) enum WideKernel {
     ContextNorm,
     ContextKeys,
     ContextHeads,
-    ClearPart,
     End,
 }
 
@@ -124,7 +123,7 @@ const CHOICE_THREADS: &str = "WIDE_CHOICE_THREADS";
 
 impl WideKernel {
     /// In the order of their discriminants: name, and name of the number of threads.
-    pub(crate) const ALL: [(&str, &str); 24] = [
+    pub(crate) const ALL: [(&str, &str); 23] = [
         ("wide_embed", MOVE_THREADS),
         ("wide_input_norm", NORM_THREADS),
         ("wide_qkv", GEMM_THREADS),
@@ -147,7 +146,6 @@ impl WideKernel {
         ("wide_context_norm", NORM_THREADS),
         ("wide_context_keys", GEMM_THREADS),
         ("wide_context_heads", ATTENTION_THREADS),
-        ("wide_clear_part", MOVE_THREADS),
         ("wide_end", MOVE_THREADS),
     ];
 
@@ -168,7 +166,7 @@ impl WideKernel {
             Self::Combine => Stamp::Combine,
             // The phase includes the head and sampling, which follow it.
             Self::GatherWanted => Stamp::Head,
-            Self::ClearPart | Self::Fuse => Stamp::Fuse,
+            Self::Fuse => Stamp::Fuse,
             Self::ContextNorm => Stamp::ContextNorm,
             Self::ContextKeys | Self::ContextHeads => Stamp::ContextKeys,
             Self::End => Stamp::Ended,
@@ -184,7 +182,8 @@ pub(crate) struct WideLaunch {
     pub(crate) kernel: WideKernel,
     pub(crate) layer: u32,
     pub(crate) slice: (u32, u32),
-    /// If ranks exchange something in it, the number of the exchange in the step.
+    /// If ranks exchange something in it, the number of the exchange in the step. A launch that sends
+    /// parts has the number of the norm that adds them.
     pub(crate) collective: u32,
     /// The stamp that it makes, which is of the launch before it, and the stamp's place.
     stamp: (Stamp, u32),
@@ -259,7 +258,8 @@ impl WideLayers {
 
     /// The target's launches of a step, from embeddings to the last norm.
     pub(crate) fn target_launches(&self, step: &WideStep) -> Vec<WideLaunch> {
-        let mut launches = vec![WideLaunch::new(WideKernel::Embed, 0)];
+        let embed = WideLaunch::new(WideKernel::Embed, 0).numbered(input_norm_number(0));
+        let mut launches = vec![embed];
         for (layer, shape) in (0..).zip(&self.target) {
             self.add_layer(&mut launches, layer, *shape, step);
         }
@@ -294,17 +294,20 @@ impl WideLayers {
         let rows = step.row_count;
         let many_rows = rows >= shape.many_rows && step.token_count <= rows * SHORT_TOKENS;
         launches.push(choose(many_rows, WideKernel::WindowRows, WideKernel::Attention));
-        launches.push(of_layer(WideKernel::Output));
         let number = post_norm_number(layer);
+        launches.push(of_layer(WideKernel::Output).numbered(number));
         launches.push(of_layer(WideKernel::PostNorm).numbered(number));
+        let next = input_norm_number(layer + 1);
         if shape.dense {
-            return launches.extend([WideKernel::DenseGateUp, WideKernel::DenseDown].map(of_layer));
+            launches.push(of_layer(WideKernel::DenseGateUp));
+            return launches.push(of_layer(WideKernel::DenseDown).numbered(next));
         }
         launches.push(of_layer(WideKernel::RouterScores));
         launches.push(of_layer(WideKernel::TopKExperts).numbered(number));
         launches.extend([WideKernel::SortChoices, WideKernel::GateUp].map(of_layer));
         launches.push(of_layer(WideKernel::Down));
-        launches.extend((self.in_parts || shape.biased).then(|| of_layer(WideKernel::Combine)));
+        let combine = of_layer(WideKernel::Combine).numbered(next);
+        launches.extend((self.in_parts || shape.biased).then_some(combine));
     }
 
     /// The norm before a layer, or before the head. It adds the experts' products if they have not
@@ -321,10 +324,8 @@ impl WideLayers {
         if self.drafter.is_empty() {
             return Vec::new();
         }
-        let clear = self.in_parts.then(|| WideLaunch::new(WideKernel::ClearPart, 0));
-        let mut launches: Vec<_> = clear.into_iter().collect();
-        launches.push(WideLaunch::new(WideKernel::Fuse, 0));
         let number = post_norm_number(self.target.len() as u32);
+        let mut launches = vec![WideLaunch::new(WideKernel::Fuse, 0).numbered(number)];
         launches.push(WideLaunch::new(WideKernel::ContextNorm, 0).numbered(number));
         for (layer, shape) in (0..).zip(&self.drafter) {
             launches.push(WideLaunch::new(WideKernel::ContextKeys, layer));

@@ -39,6 +39,10 @@ inline void store_system(void* p, const uint4& v) {
                   _mm_load_si128(reinterpret_cast<const __m128i*>(&v)));
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
+inline void store_system_pair(void* p, const uint2& v) {
+  *static_cast<uint2*>(p) = v;
+  __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
 inline void store_l2(void* p, const uint4& v) { store_system(p, v); }
 inline uint4 load_system(const void* p) {
   __atomic_signal_fence(__ATOMIC_SEQ_CST);

@@ -104,6 +104,11 @@ __device__ __forceinline__ void store_system(void* p, const uint4& v) {
                : "memory");
 }
 
+__device__ __forceinline__ void store_system_pair(void* p, const uint2& v) {
+  asm volatile("st.relaxed.sys.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y)
+               : "memory");
+}
+
 __device__ __forceinline__ uint4 load_system(const void* p) {
   uint4 v;
   asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"

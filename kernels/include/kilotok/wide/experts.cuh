@@ -10,6 +10,7 @@
 
 #include "kilotok/wide/products.cuh"
 #include "kilotok/wide/runs.cuh"
+#include "kilotok/wide/stream.cuh"
 
 namespace kilotok::wide {
 
@@ -23,10 +24,12 @@ struct ExpertsMemory {
   uint64_t gate_up_bias, down_bias;
   // Operand of `down`, by row; its columns are the network's width.
   uint64_t inner;
-  // Products as in wide/products.cuh, and their sums, F32 `[tokens][HIDDEN]`.
+  // Products as in wide/products.cuh, and a single rank's sums of them, F32 `[tokens][HIDDEN]`.
   uint64_t products, sums;
   // Rows that `inner` has room for.
   int capacity;
+  // Where several ranks send their sums.
+  PartsMemory parts;
 };
 
 // All threads of all CTAs, SORTERS each. Clears the columns of the inner operand after the last,
@@ -328,9 +331,14 @@ __device__ __forceinline__ void combine(const ExpertsMemory& memory) {
       if constexpr (FEED_FORWARDS[KIND].bias)
         add_down_bias<KIND>(memory, token * TOP_K + choice, column, product);
     };
-    *reinterpret_cast<float4*>(at<float>(memory.sums) + size_t{1} * token * HIDDEN + column) =
-        own.sum(places.half, add_bias);
+    const float4 sum = own.sum(places.half, add_bias);
+    if constexpr (RANKS > 1)
+      ptx::store_system_pair(PartsSender(memory.parts).place(token, column), pack_four(sum));
+    else
+      *reinterpret_cast<float4*>(at<float>(memory.sums) + size_t{1} * token * HIDDEN + column) =
+          sum;
   }
+  if constexpr (RANKS > 1) PartsSender(memory.parts).end();
 }
 
 }  // namespace kilotok::wide

@@ -64,17 +64,20 @@ struct GemmStages {
 template <class M>
 struct GemmWork {
   static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, GemmShape<M>::ROW_TILES);
-  int token_count, width = TOKENS;
+  // The `width` tokens that come first are those with number `rotation`.
+  int token_count, width = TOKENS, rotation;
 
   // Chooses the width with which all CTAs are done first. Besides its products, a chunk takes as
   // much time as OVERHEAD tokens.
-  __device__ __forceinline__ explicit GemmWork(int tokens) : token_count(tokens) {
+  __device__ __forceinline__ explicit GemmWork(int tokens, int first_token = 0)
+      : token_count(tokens) {
     constexpr int NARROWEST = 32, OVERHEAD = 64;
     const auto time = [&](int columns) {
       return ceil_div(ceil_div(token_count, columns) * ROW_GROUPS, GRID) * (columns + OVERHEAD);
     };
     for (int columns = TOKENS / 2; columns >= NARROWEST; columns /= 2)
       if (time(columns) < time(width)) width = columns;
+    rotation = first_token < token_count ? first_token / width : 0;
   }
   __device__ __forceinline__ int count() const {
     return ceil_div(token_count, width) * ROW_GROUPS;
@@ -82,7 +85,14 @@ struct GemmWork {
   __device__ __forceinline__ int first_tile(int item) const {
     return item % ROW_GROUPS * GemmShape<M>::ROW_TILES;
   }
-  __device__ __forceinline__ int first_token(int item) const { return item / ROW_GROUPS * width; }
+  __device__ __forceinline__ int first_token(int item) const {
+    int number = item / ROW_GROUPS;
+    if constexpr (RANKS > 1) {
+      const int end = ceil_div(token_count, width);
+      number += number + rotation < end ? rotation : rotation - end;
+    }
+    return number * width;
+  }
   __device__ __forceinline__ int tokens(int item) const {
     return smaller(token_count - first_token(item), width);
   }
@@ -428,13 +438,14 @@ __device__ __forceinline__ void with_gemm_roles(Consume consume, Produce produce
   }
 }
 
-// All threads of all CTAs, GEMM_THREADS each: a matrix times all tokens. `shared` is unused before.
+// All threads of all CTAs, GEMM_THREADS each: a matrix times all tokens, `first_token` before
+// others. `shared` is unused before.
 template <class M, class Use, class Finish>
 __device__ __forceinline__ void gemm(GemmShared& shared, const char* matrix, const Operand& operand,
-                                     int tokens, Use use, Finish finish) {
+                                     int tokens, Use use, Finish finish, int first_token = 0) {
   if (threadIdx.x == 0) GemmRing<M>(shared).init();
   __syncthreads();
-  const GemmWork<M> work(tokens);
+  const GemmWork<M> work(tokens, first_token);
   const int first = ptx::cta_index();
   with_gemm_roles<M>(
       [&] {

@@ -13,11 +13,13 @@ namespace kilotok::wide {
 struct GemmMemory {
   // The weights, and the operand, with room for `capacity` tokens.
   uint64_t weights, operand;
-  // F32 `[capacity][HIDDEN]`: products that are added to the stream.
+  // F32 `[capacity][HIDDEN]`: a single rank's products that are added to the stream.
   uint64_t part;
   // For gate and up: 1 / rms, F32 `[capacity]`, and the inner operand.
   uint64_t inverse_rms, inner;
   int count, capacity;
+  // Where several ranks send such products.
+  PartsMemory parts;
 };
 
 // Called by all threads of all CTAs, GEMM_THREADS each: multiplies a matrix with all tokens.
@@ -47,15 +49,6 @@ __device__ __forceinline__ void store_part(const GemmMemory& memory, int row_til
   }
 }
 
-// Stores the products as columns of `part`, from `column` on.
-template <class M>
-__device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmMemory& memory,
-                                                 int column = 0) {
-  multiply_all<M>(shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
-    store_part<M>(memory, row_tile, first, lane, v, column);
-  });
-}
-
 // Rows 4 * `four` to 4 * `four` + 3 of a row tile, for one of eight tokens. `sums` are the sums of
 // a warp's lanes in shared memory, in the layout of `mma`.
 __device__ __forceinline__ float4 four_rows(const float4* sums, int token, int four) {
@@ -67,6 +60,80 @@ __device__ __forceinline__ float4 four_rows(const float4* sums, int token, int f
 #pragma unroll
   for (int i = 0; i < LANE_COLUMNS; i++) v[i] = own[(i ^ odd) * 16];
   return odd == 0 ? make_float4(v[0], v[1], v[2], v[3]) : make_float4(v[1], v[0], v[3], v[2]);
+}
+
+// A warpgroup: sends an item's products, which are in shared memory, to the owners of its tokens.
+// They are columns of the part from `column` on. A lane sends eight columns of a token, so a warp
+// sends lines of 128 bytes.
+template <class M>
+__device__ __forceinline__ void send_products(GemmShared& shared, const PartsSender& sender,
+                                              const GemmWork<M>& work, int item, int column) {
+  static_assert(HIDDEN % PACKET_VALUES == 0 && M::ROWS % PACKET_VALUES == 0, "packets are full");
+  constexpr int PACKETS = WARPGROUP_ROWS / PACKET_VALUES, AT_ONCE = 32 / PACKETS;
+  const int thread = ptx::opaque(threadIdx.x), warp = thread % WARPGROUP / 32, lane = thread % 32;
+  const int row_warp = thread / WARPGROUP * (WARPGROUP / 32) + lane % PACKETS / 2;
+  const int row = (work.first_tile(item) + row_warp) * 16 + lane % 2 * PACKET_VALUES;
+  if (row >= M::ROWS || column + row >= HIDDEN) return;
+  const float4* sums = GemmStages<M>::totals(shared) + row_warp * 32;
+  const int first = work.first_token(item), tokens = work.tokens(item);
+#pragma unroll 1
+  for (int tile = warp; tile * TILE_TOKENS < tokens; tile += WARPGROUP / 32)
+#pragma unroll
+    for (int in_tile = lane / PACKETS; in_tile < TILE_TOKENS; in_tile += AT_ONCE) {
+      const int token = tile * TILE_TOKENS + in_tile;
+      if (token >= tokens) continue;
+      const float4* of_tile = sums + tile * GemmShape<M>::CONSUMERS;
+      const uint2 low = pack_four(four_rows(of_tile, in_tile, lane % 2 * 2));
+      const uint2 high = pack_four(four_rows(of_tile, in_tile, lane % 2 * 2 + 1));
+      ptx::store_system(sender.place(first + token, column + row),
+                        make_uint4(low.x, low.y, high.x, high.y));
+    }
+}
+
+// Multiplies, `first_token` before others. `adjust(row tile, values)` returns what becomes of a
+// lane's products; those of an item are in shared memory when a warpgroup calls `finish(work,
+// item)`.
+template <class M, class Adjust, class Finish>
+__device__ __forceinline__ void multiply_items(GemmShared& shared, const GemmMemory& memory,
+                                               Adjust adjust, Finish finish, int first_token = 0) {
+  gemm<M>(
+      shared, at<const char>(memory.weights), {at<const char>(memory.operand), memory.capacity},
+      memory.count,
+      [&](int row_tile, int, int tile, const float4& v) {
+        GemmStages<M>::totals(shared)[tile * GemmShape<M>::CONSUMERS + threadIdx.x] =
+            adjust(row_tile, v);
+      },
+      [&](const GemmWork<M>& work, int item) {
+        ptx::sync_warpgroup(threadIdx.x / WARPGROUP);
+        finish(work, item);
+        ptx::sync_warpgroup(threadIdx.x / WARPGROUP);
+      },
+      first_token);
+}
+
+// Multiplies, and stores the products as columns of a part, from `column` on. A single rank stores
+// them itself, and several ranks send them. `adjust` is as above.
+template <class M, class Adjust>
+__device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmMemory& memory,
+                                                 int column, Adjust adjust) {
+  if constexpr (RANKS == 1) {
+    multiply_all<M>(shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
+      store_part<M>(memory, row_tile, first, lane, adjust(row_tile, v), column);
+    });
+  } else {
+    multiply_items<M>(
+        shared, memory, adjust,
+        [&](const GemmWork<M>& work, int item) {
+          send_products<M>(shared, PartsSender(memory.parts), work, item, column);
+        },
+        PartsSender(memory.parts).first_token());
+    PartsSender(memory.parts).end();
+  }
+}
+template <class M>
+__device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmMemory& memory,
+                                                 int column = 0) {
+  multiply_to_part<M>(shared, memory, column, [](int, const float4& v) { return v; });
 }
 
 // Two row tiles make up a cache line of 128 bytes: their warps share the tokens, because memory
@@ -131,26 +198,17 @@ __device__ __forceinline__ void output(GemmShared& shared, GemmMemory memory, No
                                        const float* biases) {
   using M = OutputMatrix<KIND>;
   memory.operand += kind_operand<OutputMatrix, KIND>(memory.capacity);
-  const auto use = [&](int row_tile, int first, int tile, float4 v) {
-    const int lane = threadIdx.x % 32;
-    if constexpr (ATTENTIONS[KIND].bias) {
-      const float2 bias = load_biases<KIND>(biases, row_tile, lane / 4);
-      v = make_float4(v.x + bias.x, v.y + bias.x, v.z + bias.y, v.w + bias.y);
-    }
-    if constexpr (RANKS > 1)
-      store_part<M>(memory, row_tile, first, lane, v, 0);
-    else
-      GemmStages<M>::totals(shared)[tile * GemmShape<M>::CONSUMERS + threadIdx.x] = v;
+  const auto add_bias = [&](int row_tile, const float4& v) {
+    if constexpr (!ATTENTIONS[KIND].bias) return v;
+    const float2 bias = load_biases<KIND>(biases, row_tile, threadIdx.x % 32 / 4);
+    return make_float4(v.x + bias.x, v.y + bias.x, v.z + bias.y, v.w + bias.y);
   };
-  const auto finish = [&](const GemmWork<M>& work, int item) {
-    if constexpr (RANKS == 1) {
-      ptx::sync_warpgroup(threadIdx.x / WARPGROUP);
+  if constexpr (RANKS > 1)
+    multiply_to_part<M>(shared, memory, 0, add_bias);
+  else
+    multiply_items<M>(shared, memory, add_bias, [&](const GemmWork<M>& work, int item) {
       add_to_stream<M>(shared, norm(), work, item);
-      ptx::sync_warpgroup(threadIdx.x / WARPGROUP);
-    }
-  };
-  gemm<M>(shared, at<const char>(memory.weights),
-          {at<const char>(memory.operand), memory.capacity}, memory.count, use, finish);
+    });
 }
 
 // Gate and up of a dense network. Its epilogue is that of `StoreInner` in phase/dense.cuh.

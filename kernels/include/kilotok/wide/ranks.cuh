@@ -2,16 +2,18 @@
 // step's tokens: it alone has their residual stream, computes their norms, and chooses their
 // experts.
 //
-//   reduce-scatter   before a norm each rank sends its parts of a token, BF16, to the token's
-//                    owner, which adds them in rank order: the bits of comm/all_reduce.cuh
+//   reduce-scatter   the launch before a norm sends this rank's part of a token, BF16, to the
+//                    token's owner, a GEMM while it multiplies the next tokens. The norm adds the
+//                    parts in rank order: the bits of comm/all_reduce.cuh
 //   all-gather       owners store what they make of a token in the memory of all ranks: the next
 //                    GEMM's operand and 1 / rms, taps, the chosen experts, the head's operand
 //
-// A CTA exchanges tokens only with the CTAs of the same number on the other ranks, and one flag for
-// each of these says that all have arrived. Nothing is overwritten before it was read. A rank sends
-// parts after all its earlier launches have ended, and an owner stores in another rank's memory
-// only after it has received that rank's parts. A rank sends the next parts only after it has
-// received what the owners made of these, and they have read them by then.
+// A CTA that has sent its parts sets a flag of its own on every rank, and a norm waits for the
+// flags of all CTAs. What owners store is exchanged by CTAs of the same number. Nothing is
+// overwritten before it was read. A rank sends parts after all its earlier launches have ended, and
+// an owner stores in another rank's memory only after it has received that rank's parts. A rank
+// sends the next parts only after it has received what the owners made of these, and they have read
+// them by then.
 #pragma once
 
 #include "kilotok/comm/all_reduce.cuh"
@@ -30,9 +32,6 @@ struct RanksMemory {
 
 enum class Exchange { Parts, Norms, Choices, Wanted };
 constexpr int EXCHANGES = 4;
-
-// Packets whose loads a thread has in flight.
-constexpr int PACKETS = 4;
 
 // The ranks as one of them sees them. All threads of a CTA call its functions.
 struct Ranks {
@@ -72,77 +71,80 @@ struct Ranks {
     for (int k = 0; k < RANKS; k++) store(address + offsets[k]);
   }
 
-  // Tells all ranks that this CTA's part of an exchange has been sent to them, and waits until all
-  // ranks have done the same.
+  // Tells all ranks that this CTA's part of an exchange has been sent to them, and waits until the
+  // CTAs of the same number have done the same.
   __device__ __forceinline__ void finish(Exchange exchange) const {
     if constexpr (RANKS == 1) return;
+    tell(exchange);
+    const int k = threadIdx.x;
+    if (k > 0 && k < RANKS) wait(exchange, after(k), ptx::cta_index());
+    __syncthreads();
+  }
+
+  // Tells all ranks that this CTA's part of an exchange has been sent to them.
+  __device__ __forceinline__ void tell(Exchange exchange) const {
     __threadfence_system();
     __syncthreads();
     const int k = threadIdx.x;
-    if (k > 0 && k < RANKS) {
-      const auto flag = [&](int from) {
-        return memory.flags + ((static_cast<int>(exchange) * RANKS + from) * GRID +
-                               ptx::cta_index()) * sizeof(uint32_t);
-      };
-      const Peers& peers = *at<const Peers>(memory.peers);
-      const uint64_t to = flag(rank) - peers.receivers[rank] + peers.receivers[after(k)];
-      ptx::store_release_system(at<uint32_t>(to), memory.number);
-      const uint32_t* arrived = at<const uint32_t>(flag(after(k)));
-      wait_for(Waits::Peer, memory.number, [&](uint32_t& missing) {
-        missing = after(k);
-        return ptx::load_acquire_system(arrived) == memory.number;
-      });
-    }
+    if (k == 0 || k >= RANKS) return;
+    const Peers& peers = *at<const Peers>(memory.peers);
+    const uint64_t own = flag(exchange, rank, ptx::cta_index());
+    ptx::store_release_system(
+        at<uint32_t>(own - peers.receivers[rank] + peers.receivers[after(k)]), memory.number);
+  }
+
+  // Waits until all CTAs of all ranks have sent their parts. This rank's launch before has ended.
+  __device__ __forceinline__ void wait_for_parts() const {
+    for (int i = threadIdx.x; i < (RANKS - 1) * GRID; i += blockDim.x)
+      wait(Exchange::Parts, after(1 + i / GRID), i % GRID);
     __syncthreads();
+  }
+
+ private:
+  // The address on this rank of a CTA's flag.
+  __device__ __forceinline__ uint64_t flag(Exchange exchange, int from, int cta) const {
+    return memory.flags +
+           ((static_cast<int>(exchange) * RANKS + from) * GRID + cta) * sizeof(uint32_t);
+  }
+  __device__ __forceinline__ void wait(Exchange exchange, int from, int cta) const {
+    const uint32_t* arrived = at<const uint32_t>(flag(exchange, from, cta));
+    wait_for(Waits::Peer, memory.number, [&](uint32_t& missing) {
+      missing = from;
+      return ptx::load_acquire_system(arrived) == memory.number;
+    });
   }
 };
 
-// Sends this rank's parts of the other ranks' tokens, F32 `[tokens][HIDDEN]`, to those ranks'
-// receive buffers, BF16 `[ranks][tokens of a share][HIDDEN]`. A CTA has every GRID-th token of a
-// share. Called by THREADS threads.
-template <int THREADS>
-__device__ __forceinline__ void send_parts(const Ranks& ranks, uint64_t part, uint64_t received) {
-  constexpr int TOKEN_PACKETS = HIDDEN / PACKET_VALUES;
-  static_assert(HIDDEN % PACKET_VALUES == 0, "packets are full");
-  const int first = ptx::cta_index();
-#pragma unroll
-  for (int k = 1; k < RANKS; k++) {
-    const int owner = ranks.after(k), tokens = ranks.token_count(owner);
-    const int count = tokens > first ? ceil_div(tokens - first, GRID) * TOKEN_PACKETS : 0;
-    const auto place = [&](int packet) {
-      const int index = first + packet / TOKEN_PACKETS * GRID;
-      return size_t{1} * index * HIDDEN + packet % TOKEN_PACKETS * PACKET_VALUES;
-    };
-    const float* from = at<const float>(part) + size_t{1} * ranks.first_token(owner) * HIDDEN;
-    uint16_t* to = at<uint16_t>(received + ranks.offsets[k]) +
-                   size_t{1} * ranks.rank * ranks.share * HIDDEN;
-#pragma unroll 1
-    for (int packet = threadIdx.x; packet < count; packet += PACKETS * THREADS) {
-      uint4 packets[PACKETS];
-#pragma unroll
-      for (int i = 0; i < PACKETS; i++) {
-        if (packet + i * THREADS >= count) continue;
-        const float4* values =
-            reinterpret_cast<const float4*>(from + place(packet + i * THREADS));
-        const float4 low = values[0], high = values[1];
-        const float all[PACKET_VALUES] = {low.x,  low.y,  low.z,  low.w,
-                                          high.x, high.y, high.z, high.w};
-        packets[i] = make_packet(all);
-      }
-#pragma unroll
-      for (int i = 0; i < PACKETS; i++)
-        if (packet + i * THREADS < count)
-          ptx::store_system(to + place(packet + i * THREADS), packets[i]);
-    }
-  }
-}
+// How a launch sends its parts to the tokens' owners.
+struct PartsMemory {
+  // BF16 `[ranks][tokens of a share][HIDDEN]`, on every rank: the parts of its own tokens.
+  uint64_t received;
+  RanksMemory ranks;
+};
 
-// Called by all threads of all CTAs, any number of them: fills a part with zeros, before each rank
-// writes some of its columns.
-__device__ __forceinline__ void clear_part(uint64_t part, int count) {
-  for (int i = ptx::cta_index() * blockDim.x + threadIdx.x; i < count * (HIDDEN / 4);
-       i += GRID * blockDim.x)
-    at<float4>(part)[i] = make_float4(0, 0, 0, 0);
-}
+struct PartsSender {
+  const PartsMemory& memory;
+  const Peers& peers;
+  int rank, share;
+
+  __device__ __forceinline__ explicit PartsSender(const PartsMemory& of_launch)
+      : memory(of_launch),
+        peers(*at<const Peers>(memory.ranks.peers)),
+        rank(memory.ranks.rank),
+        share(ceil_div(memory.ranks.count, RANKS)) {}
+
+  // Where the owner of a token receives this rank's part of it, from a column on.
+  __device__ __forceinline__ uint16_t* place(int token, int column) const {
+    const int owner = token / share;
+    const size_t index = size_t{1} * rank * share + (token - owner * share);
+    return at<uint16_t>(memory.received - peers.receivers[rank] + peers.receivers[owner]) +
+           index * HIDDEN + column;
+  }
+  // The first token of the rank after this one. Every rank sends parts of its tokens first, so that
+  // all links are busy.
+  __device__ __forceinline__ int first_token() const { return (rank + 1) % RANKS * share; }
+  // All threads of a CTA, after its last part.
+  __device__ __forceinline__ void end() const { Ranks(memory.ranks).tell(Exchange::Parts); }
+};
 
 }  // namespace kilotok::wide

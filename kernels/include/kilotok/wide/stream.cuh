@@ -23,11 +23,19 @@ struct EmbedMemory {
   uint64_t tokens;
   // BF16 `[VOCAB / RANKS][HIDDEN]`.
   uint64_t embedding;
-  // F32 `[capacity][HIDDEN]`.
+  // F32 `[capacity][HIDDEN]`: the embeddings of a single rank.
   uint64_t part;
   uint32_t rank;
   int count;
+  PartsMemory parts;
 };
+
+__device__ __forceinline__ float4 unpack_four(const uint2& words) {
+  return make_float4(ptx::from_bf16(static_cast<uint16_t>(words.x)),
+                     ptx::from_bf16(static_cast<uint16_t>(words.x >> 16)),
+                     ptx::from_bf16(static_cast<uint16_t>(words.y)),
+                     ptx::from_bf16(static_cast<uint16_t>(words.y >> 16)));
+}
 
 // Called by all threads of all CTAs, any number of them; a thread copies four columns. Tokens of
 // other ranks yield zeros.
@@ -39,22 +47,20 @@ __device__ __forceinline__ void embed(const EmbedMemory& memory) {
        i += GRID * threads) {
     const uint32_t id = at<const BatchToken>(memory.tokens)[i / FOURS].token;
     const int row = static_cast<int>(id) - static_cast<int>(memory.rank) * RANK_ROWS;
-    float4 values = make_float4(0, 0, 0, 0);
-    if (row >= 0 && row < RANK_ROWS) {
-      const uint2 words =
-          at<const uint2>(memory.embedding)[static_cast<size_t>(row) * FOURS + i % FOURS];
-      values = make_float4(ptx::from_bf16(static_cast<uint16_t>(words.x)),
-                           ptx::from_bf16(static_cast<uint16_t>(words.x >> 16)),
-                           ptx::from_bf16(static_cast<uint16_t>(words.y)),
-                           ptx::from_bf16(static_cast<uint16_t>(words.y >> 16)));
-    }
-    at<float4>(memory.part)[i] = values;
+    uint2 words = make_uint2(0, 0);
+    if (row >= 0 && row < RANK_ROWS)
+      words = at<const uint2>(memory.embedding)[static_cast<size_t>(row) * FOURS + i % FOURS];
+    if constexpr (RANKS > 1)
+      ptx::store_system_pair(PartsSender(memory.parts).place(i / FOURS, i % FOURS * 4), words);
+    else
+      at<float4>(memory.part)[i] = unpack_four(words);
   }
+  if constexpr (RANKS > 1) PartsSender(memory.parts).end();
 }
 
 struct AddNormMemory {
-  // F32 `[capacity][HIDDEN]`: the stream, to which `part` is added. If it `begins`, it counts as
-  // zeros.
+  // F32 `[capacity][HIDDEN]`: the stream, to which a single rank's `part` or the parts that were
+  // `received` are added. If it `begins`, it counts as zeros.
   uint64_t stream, part;
   // F32 `[HIDDEN]`.
   uint64_t weights;
@@ -71,8 +77,10 @@ struct AddNormMemory {
   bool begins;
   float scale, eps;
   int capacity;
-  // BF16 `[ranks][tokens of a share][HIDDEN]`: the other ranks' parts of this rank's tokens.
+  // BF16 `[ranks][tokens of a share][HIDDEN]`: the ranks' parts of this rank's tokens. If a rank
+  // has only some columns, `rank_columns` is their number, otherwise 0.
   uint64_t received;
+  int rank_columns;
   RanksMemory ranks;
 };
 
@@ -189,41 +197,39 @@ struct PartAdded {
   __device__ __forceinline__ float4 sum(const Loaded& loaded) const { return loaded; }
 };
 
-// With several ranks: this rank's part, and those that it has received.
+// With several ranks: the parts that this rank has received, its own among them.
 struct PartsAdded {
   static constexpr int RUNS = 2;
   struct Loaded {
     uint2 parts[RANKS];
   };
-  const float* own;
   const uint16_t* received;
   size_t stride;
-  int rank;
+  int rank_columns;
 
   __device__ __forceinline__ PartsAdded(const AddNormMemory& memory, const Ranks& ranks, int token)
-      : own(at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN),
-        received(at<const uint16_t>(memory.received) +
+      : received(at<const uint16_t>(memory.received) +
                  static_cast<size_t>(token - ranks.first_token(ranks.rank)) * HIDDEN),
         stride(static_cast<size_t>(ranks.share) * HIDDEN),
-        rank(ranks.rank) {}
+        rank_columns(memory.rank_columns) {}
   __device__ __forceinline__ void load(Loaded& to, int run) const {
     const int column = run * NORM_COLUMNS + static_cast<int>(threadIdx.x) % 32 * LANE_COLUMNS;
+    const int only = rank_columns == 0 ? -1 : column / rank_columns;
 #pragma unroll
     for (int from = 0; from < RANKS; from++)
-      to.parts[from] = from == rank ? pack_four(*reinterpret_cast<const float4*>(own + column))
-                                    : ptx::load_l2_pair(received + from * stride + column);
+      to.parts[from] = only < 0 || only == from
+                           ? ptx::load_l2_pair(received + from * stride + column)
+                           : make_uint2(0, 0);
   }
   // In rank order, from zero.
   __device__ __forceinline__ float4 sum(const Loaded& loaded) const {
-    float sum[LANE_COLUMNS] = {};
+    float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int from = 0; from < RANKS; from++) {
-      const uint32_t words[2] = {loaded.parts[from].x, loaded.parts[from].y};
-#pragma unroll
-      for (int i = 0; i < LANE_COLUMNS; i++)
-        sum[i] += ptx::from_bf16(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16)));
+      const float4 part = unpack_four(loaded.parts[from]);
+      sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
     }
-    return make_float4(sum[0], sum[1], sum[2], sum[3]);
+    return sum;
   }
 };
 
@@ -304,10 +310,8 @@ __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMe
     else
       __syncwarp();
   };
-  if constexpr (RANKS > 1) {
-    send_parts<NORM_THREADS>(ranks, memory.part, memory.received);
-    ranks.finish(Exchange::Parts);
-  }
+  static_assert(RANKS == 1 || TOP_K == 0, "several ranks send sums of products");
+  if constexpr (RANKS > 1) ranks.wait_for_parts();
 #pragma unroll 1
   for (int first = 0; first < count; first += step) {
     const int index = first + warp / warps * GRID + ptx::cta_index(), token = first_token + index;
