@@ -30,7 +30,7 @@ template <int KIND>
 __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     attn_in_kernel(const wide::AttnInMemory memory, const Waiting waiting) {
   if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
-  wide::attn_in<QkvMatrix<KIND>, KIND, KIND + 1>(
+  wide::attn_in<QkvMatrix, QkvMatrix<KIND>, KIND, KIND + 1>(
       *reinterpret_cast<wide::GemmShared*>(asked_memory()), memory, KIND);
 }
 
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     attn_in_few_kernel(const wide::AttnInMemory memory, const Waiting waiting) {
   if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
   if constexpr (FEW_MAX<KIND> > 0)
-    wide::attn_in<QkvMatrix<KIND>, KIND, KIND + 1>(
+    wide::attn_in<QkvMatrix, QkvMatrix<KIND>, KIND, KIND + 1>(
         *reinterpret_cast<wide::FewShared*>(asked_memory()), memory, KIND);
 }
 
@@ -53,6 +53,7 @@ __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
   if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
   wide::multiply_projections<QkvMatrix<KIND>>(
       *reinterpret_cast<wide::GemmShared*>(asked_memory()), memory,
+      at<const char>(at<const LayerMemory>(memory.layer)->qkv),
       [&](int row_tile, int token, int end, int lane, wide::TilesProducts& products) {
         for (int i = 0; i < wide::TILES_AT_ONCE; i++, token += TILE_TOKENS) {
           if (token >= end) break;

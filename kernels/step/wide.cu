@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
   if (!begin_wide(memory)) return;
   const int kind = wide_layer<false>(memory).attention;
   with_matrix<QkvMatrix, 0, DRAFT_ATTENTION>(kind, [&](auto first) {
-    wide::attn_in<QkvMatrix<decltype(first)::value>, 0, DRAFT_ATTENTION>(
+    wide::attn_in<QkvMatrix, QkvMatrix<decltype(first)::value>, 0, DRAFT_ATTENTION>(
         launch_shared<wide::GemmShared>(), attn_in_memory<false>(memory), kind);
   });
 }
@@ -124,8 +124,8 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
   with_matrix<QkvMatrix, 0, DRAFT_ATTENTION>(kind, [&](auto first) {
     using M = QkvMatrix<decltype(first)::value>;
     if constexpr (wide::FewWork<M>::TOKENS_MAX > 0)
-      wide::attn_in<M, 0, DRAFT_ATTENTION>(launch_shared<wide::FewShared>(),
-                                           attn_in_memory<false>(memory), kind);
+      wide::attn_in<QkvMatrix, M, 0, DRAFT_ATTENTION>(launch_shared<wide::FewShared>(),
+                                                      attn_in_memory<false>(memory), kind);
   });
 }
 
@@ -314,13 +314,13 @@ extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
   wide::add_rms_norm(launch_shared<wide::NormShared>(), context_norm_memory(memory));
 }
 
-// Keys and values of a layer of the drafter. Its queries are computed too, and not used.
+// Keys and values of a layer of the drafter.
 extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_context_keys(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   const int kind = wide_layer<true>(memory).attention;
-  with_matrix<QkvMatrix, DRAFT_ATTENTION, ATTENTION_KINDS>(kind, [&](auto first) {
-    wide::attn_in<QkvMatrix<decltype(first)::value>, DRAFT_ATTENTION, ATTENTION_KINDS>(
+  with_matrix<KvMatrix, DRAFT_ATTENTION, ATTENTION_KINDS>(kind, [&](auto first) {
+    wide::attn_in<KvMatrix, KvMatrix<decltype(first)::value>, DRAFT_ATTENTION, ATTENTION_KINDS>(
         launch_shared<wide::GemmShared>(), attn_in_memory<true>(memory), kind);
   });
   note_wide_drafted(memory);
@@ -331,7 +331,8 @@ extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
   if (!begin_wide(memory)) return;
   with_kind<DRAFT_ATTENTION, ATTENTION_KINDS>(wide_layer<true>(memory).attention, [&](auto kind) {
     constexpr int KIND = decltype(kind)::value;
-    if constexpr (!ATTENTIONS[KIND].paired) wide::split_heads<KIND>(attn_in_memory<true>(memory));
+    if constexpr (!ATTENTIONS[KIND].paired)
+      wide::split_heads<KIND, ATTENTIONS[KIND].q_heads>(attn_in_memory<true>(memory));
   });
   note_wide_drafted(memory);
 }

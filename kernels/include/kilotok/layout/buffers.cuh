@@ -19,6 +19,10 @@ struct QkvRows {
 
 template <int KIND>
 using QkvMatrix = Matrix<ATTENTIONS[KIND].format, QkvRows<KIND>::COUNT, HIDDEN, 1>;
+// Its rows of keys and values, from row `QkvRows::KEY` on.
+template <int KIND>
+using KvMatrix =
+    Matrix<ATTENTIONS[KIND].format, QkvRows<KIND>::COUNT - QkvRows<KIND>::KEY, HIDDEN, 1>;
 
 // All that the code of a projection depends on. Kinds of attention that agree in it share the code.
 template <Format F, int Q_HEADS, int KV_HEADS, int QK_DIM, int V_DIM, int ROPE_PAIRS, bool PAIRED,

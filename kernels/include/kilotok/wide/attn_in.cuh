@@ -1,8 +1,8 @@
 // From the normed stream to rotated queries, keys and values, of many tokens.
 //
 //   rope_angles   once a step: cosines and sines of all positions
-//   attn_in       the GEMM of q, k and v. If rows lie in pairs, its epilogue applies RoPE and
-//                 stores queries, keys and values; otherwise it stores `projected`
+//   attn_in       the GEMM of q, k and v, or of k and v alone. If rows lie in pairs, its epilogue
+//                 applies RoPE and stores queries, keys and values; otherwise it stores `projected`
 //   split_heads   QK norm, RoPE and stores for those other kinds
 //
 // Keys and values go to their pages as the narrow pass writes them (phase/attn_in.cuh).
@@ -202,12 +202,12 @@ __device__ __forceinline__ void use_products(const float4* sums, const Work& wor
   }
 }
 
-// All threads of all CTAs, GEMM_THREADS each: calls `use`, as above, for all products. They are
-// passed through shared memory, so that the epilogue is compiled once, and its registers do not
-// make the compiler wait between products.
+// All threads of all CTAs, GEMM_THREADS each: multiplies a matrix that begins at `weights`, and
+// calls `use`, as above, for all products. They are passed through shared memory, so that the
+// epilogue is compiled once, and its registers do not make the compiler wait between products.
 template <class M, class Use>
 __device__ __forceinline__ void multiply_projections(GemmShared& shared, const AttnInMemory& memory,
-                                                     Use use) {
+                                                     const char* weights, Use use) {
   constexpr int CONSUMERS = GemmShape<M>::CONSUMERS;
   const auto finish = [&](const GemmWork<M>& work, int item) {
     const int thread = ptx::opaque(threadIdx.x), lane = thread % 32;
@@ -216,8 +216,7 @@ __device__ __forceinline__ void multiply_projections(GemmShared& shared, const A
                                   work.first_tile(item) + thread / 32, 0, lane, use);
     __syncwarp();
   };
-  gemm<M>(shared, at<const char>(at<const LayerMemory>(memory.layer)->qkv),
-          {at<const char>(memory.normed), memory.capacity}, memory.step.count,
+  gemm<M>(shared, weights, {at<const char>(memory.normed), memory.capacity}, memory.step.count,
           [&](int, int, int tile, const float4& v) {
             GemmStages<M>::totals(shared)[tile * CONSUMERS + threadIdx.x] = v;
           },
@@ -226,9 +225,9 @@ __device__ __forceinline__ void multiply_projections(GemmShared& shared, const A
 // The same for few tokens.
 template <class M, class Use>
 __device__ __forceinline__ void multiply_projections(FewShared& shared, const AttnInMemory& memory,
-                                                     Use use) {
-  gemm_few<M>(shared, at<const char>(at<const LayerMemory>(memory.layer)->qkv),
-              {at<const char>(memory.normed), memory.capacity}, memory.step.count,
+                                                     const char* weights, Use use) {
+  gemm_few<M>(shared, weights, {at<const char>(memory.normed), memory.capacity},
+              memory.step.count,
               [&](const FewWork<M>& work, int item) {
                 const int thread = ptx::opaque(threadIdx.x), lane = thread % 32;
                 const int warp = thread / 32 % FEW_ROW_TILES;
@@ -238,16 +237,29 @@ __device__ __forceinline__ void multiply_projections(FewShared& shared, const At
               });
 }
 
-// All threads of all CTAs, GEMM_THREADS each. `kind` is one of FIRST to END - 1 whose matrix is M.
-// The GEMM is compiled once for all of them, because in a divergent branch the compiler would wait
-// for each product. `Shared` belongs to `gemm` or, for few tokens, to `gemm_few`.
-template <class M, int FIRST, int END, class Shared>
+// The row tile of `QkvMatrix` with which a kind's matrix begins.
+template <template <int> class MatrixOf, int KIND>
+constexpr int FIRST_TILE =
+    IS_SAME<MatrixOf<KIND>, QkvMatrix<KIND>> ? 0 : QkvRows<KIND>::KEY / 16;
+
+// All threads of all CTAs, GEMM_THREADS each. `kind` is one of FIRST to END - 1 whose matrix is M;
+// MatrixOf is QkvMatrix, or KvMatrix if no queries are needed. The GEMM is compiled once for all of
+// them, because in a divergent branch the compiler would wait for each product. `Shared` belongs to
+// `gemm` or, for few tokens, to `gemm_few`.
+template <template <int> class MatrixOf, class M, int FIRST, int END, class Shared>
 __device__ __forceinline__ void attn_in(Shared& shared, const AttnInMemory& memory, int kind) {
+  const char* weights = at<const char>(at<const LayerMemory>(memory.layer)->qkv);
+  with_kind<FIRST, END>(kind, [&](auto of) {
+    constexpr int KIND = decltype(of)::value;
+    weights += size_t{FIRST_TILE<MatrixOf, KIND>} * QkvMatrix<KIND>::UNIT_BYTES;
+  });
   multiply_projections<M>(
-      shared, memory, [&](int row_tile, int token, int end, int lane, TilesProducts& products) {
+      shared, memory, weights,
+      [&](int in_matrix, int token, int end, int lane, TilesProducts& products) {
         with_kind<FIRST, END>(kind, [&](auto of) {
           constexpr int KIND = decltype(of)::value;
-          if constexpr (!IS_SAME<QkvMatrix<KIND>, M>)
+          const int row_tile = FIRST_TILE<MatrixOf, KIND> + in_matrix;
+          if constexpr (!IS_SAME<MatrixOf<KIND>, M>)
             return;
           else if constexpr (ATTENTIONS[KIND].paired)
             store_pairs<KIND>(memory, row_tile, token, end, lane, products);
@@ -288,15 +300,16 @@ __device__ __forceinline__ void split_head(const AttnInMemory& memory, int token
   h.store(place_of, is_value ? A.value_scale : 1.0f, lane);
 }
 
-// All threads of all CTAs, THREADS each, after `attn_in` of a kind whose rows do not lie in pairs.
-template <int KIND>
+// All threads of all CTAs, THREADS each, after `attn_in` of a kind whose rows do not lie in pairs:
+// all heads from FIRST on.
+template <int KIND, int FIRST = 0>
 __device__ __forceinline__ void split_heads(const AttnInMemory& memory) {
-  constexpr int HEADS = ATTENTIONS[KIND].q_heads + 2 * ATTENTIONS[KIND].kv_heads;
+  constexpr int HEADS = ATTENTIONS[KIND].q_heads + 2 * ATTENTIONS[KIND].kv_heads - FIRST;
   constexpr int WARPS = THREADS / 32;
   const int count = memory.step.count * HEADS;
 #pragma unroll 1
   for (int i = ptx::cta_index() * WARPS + threadIdx.x / 32; i < count; i += GRID * WARPS)
-    split_head<KIND>(memory, i / HEADS, i % HEADS, threadIdx.x % 32);
+    split_head<KIND>(memory, i / HEADS, FIRST + i % HEADS, threadIdx.x % 32);
 }
 
 }  // namespace kilotok::wide
