@@ -130,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
 }
 
 // For kinds whose `wide_qkv` stores projections instead of queries, keys and values.
-extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
     wide_heads(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   with_kind<0, DRAFT_ATTENTION>(wide_layer<false>(memory).attention, [&](auto kind) {
@@ -326,7 +326,7 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
   note_wide_drafted(memory);
 }
 
-extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
     wide_context_heads(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   with_kind<DRAFT_ATTENTION, ATTENTION_KINDS>(wide_layer<true>(memory).attention, [&](auto kind) {

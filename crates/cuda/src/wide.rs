@@ -128,7 +128,7 @@ impl WideKernel {
         ("wide_input_norm", NORM_THREADS),
         ("wide_qkv", GEMM_THREADS),
         ("wide_qkv_few", GEMM_THREADS),
-        ("wide_heads", ATTENTION_THREADS),
+        ("wide_heads", MOVE_THREADS),
         ("wide_attention", ATTENTION_THREADS),
         ("wide_window_rows", ATTENTION_THREADS),
         ("wide_output", GEMM_THREADS),
@@ -145,7 +145,7 @@ impl WideKernel {
         ("wide_fuse", GEMM_THREADS),
         ("wide_context_norm", NORM_THREADS),
         ("wide_context_keys", GEMM_THREADS),
-        ("wide_context_heads", ATTENTION_THREADS),
+        ("wide_context_heads", MOVE_THREADS),
         ("wide_end", MOVE_THREADS),
     ];
 

@@ -200,6 +200,43 @@ struct Wgmma<72, TURNED> {
 };
 
 template <bool TURNED>
+struct Wgmma<80, TURNED> {
+  static __device__ __forceinline__ void multiply(float (&d)[40], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %45, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39"
+        "}, {%40, %41, %42, %43}, %44, p, 1, 1, %46;\n}"
+        : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24),
+          KILOTOK_EIGHT(32)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
+  }
+};
+
+template <bool TURNED>
+struct Wgmma<96, TURNED> {
+  static __device__ __forceinline__ void multiply(float (&d)[48], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "
+        "%47"
+        "}, {%48, %49, %50, %51}, %52, p, 1, 1, %54;\n}"
+        : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24),
+          KILOTOK_EIGHT(32), KILOTOK_EIGHT(40)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
+  }
+};
+
+template <bool TURNED>
 struct Wgmma<128, TURNED> {
   static __device__ __forceinline__ void multiply(float (&d)[64], const uint32_t (&a)[4],
                                                   uint64_t b, bool add) {

@@ -300,15 +300,14 @@ __device__ __forceinline__ void split_head(const AttnInMemory& memory, int token
   h.store(place_of, is_value ? A.value_scale : 1.0f, lane);
 }
 
-// All threads of all CTAs, THREADS each, after `attn_in` of a kind whose rows do not lie in pairs:
-// all heads from FIRST on.
+// All threads of all CTAs, after `attn_in` of a kind whose rows do not lie in pairs: all heads from
+// FIRST on. Many warps keep many loads in flight, since each waits for its own.
 template <int KIND, int FIRST = 0>
 __device__ __forceinline__ void split_heads(const AttnInMemory& memory) {
   constexpr int HEADS = ATTENTIONS[KIND].q_heads + 2 * ATTENTIONS[KIND].kv_heads - FIRST;
-  constexpr int WARPS = THREADS / 32;
-  const int count = memory.step.count * HEADS;
+  const int warps = blockDim.x / 32, count = memory.step.count * HEADS;
 #pragma unroll 1
-  for (int i = ptx::cta_index() * WARPS + threadIdx.x / 32; i < count; i += GRID * WARPS)
+  for (int i = ptx::cta_index() * warps + threadIdx.x / 32; i < count; i += GRID * warps)
     split_head<KIND>(memory, i / HEADS, FIRST + i % HEADS, threadIdx.x % 32);
 }
 

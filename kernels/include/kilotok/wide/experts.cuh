@@ -70,12 +70,12 @@ union ExpertsShared {
 };
 
 // Calls `f` with the shared memory of shorter or longer runs, whichever suits the rows that an
-// expert has on average. Formats other than MXFP4 have no registers for the sums of longer runs.
+// expert has on average. With FP8 there are no registers for the sums of longer runs.
 template <int KIND, class F>
 __device__ __forceinline__ void with_runs(ExpertsShared<KIND>& shared, const Routes& routes, F f) {
   constexpr FeedForward NETWORK = FEED_FORWARDS[KIND];
   constexpr int LEAST = 48;
-  if constexpr (NETWORK.format == Format::Mxfp4)
+  if constexpr (NETWORK.format != Format::Fp8)
     if (routes.tokens * NETWORK.top_k > LEAST * NETWORK.experts) return f(shared.many);
   f(shared.few);
 }
