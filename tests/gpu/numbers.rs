@@ -51,7 +51,8 @@ const MODELS: [(&str, &LazyLock<Checkpoint>, Bounds); 5] = [
     ("demo", &DEMO, Bounds { half: 0.03, most: 0.075, clear: 0.11, all: f32::INFINITY }),
 ];
 
-/// The same for further families; distances were measured on an emulated GPU.
+/// The same for further families; distances were measured on an emulated GPU, those of V2.6-Flash
+/// on an H200.
 const FAMILIES: [(&str, &LazyLock<Checkpoint>, Bounds); 4] = [
     ("qwen3 dense", &QWEN3_DENSE, Bounds { half: 0.022, most: 0.042, clear: 0.055, all: 0.11 }),
     (
@@ -63,7 +64,7 @@ const FAMILIES: [(&str, &LazyLock<Checkpoint>, Bounds); 4] = [
     (
         "v2.6 flash",
         &V2_6_FLASH,
-        Bounds { half: 0.029, most: 0.065, clear: 0.115, all: f32::INFINITY },
+        Bounds { half: 0.03, most: 0.125, clear: 0.24, all: f32::INFINITY },
     ),
 ];
 

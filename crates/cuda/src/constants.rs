@@ -419,6 +419,8 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
     at_most(&mut problems, "tokens of a batch", tokens_max, TOKENS_MAX);
     at_most(&mut problems, "vocab_size", spec.vocab_size, VOCAB_MAX);
     aligned(&mut problems, "hidden_size", spec.hidden_size);
+    // A rank sends its share of the fused taps eight columns at a time.
+    aligned(&mut problems, "a rank's share of hidden_size", spec.hidden_size.div_ceil(ranks));
     let hidden_max = grid * OWNER_TILES_MAX * CHUNK_ROWS;
     if spec.hidden_size > hidden_max {
         problems.push(format!(

@@ -182,8 +182,8 @@ pub(crate) struct WideLaunch {
     pub(crate) kernel: WideKernel,
     pub(crate) layer: u32,
     pub(crate) slice: (u32, u32),
-    /// If ranks exchange something in it, the number of the exchange in the step. A launch that sends
-    /// parts has the number of the norm that adds them.
+    /// If ranks exchange something in it, the number of the exchange in the step. A launch that
+    /// sends parts has the number of the norm that adds them.
     pub(crate) collective: u32,
     /// The stamp that it makes, which is of the launch before it, and the stamp's place.
     stamp: (Stamp, u32),

@@ -70,14 +70,15 @@ union ExpertsShared {
 };
 
 // Calls `f` with the shared memory of shorter or longer runs, whichever suits the rows that an
-// expert has on average. With FP8 there are no registers for the sums of longer runs.
+// expert has on average.
 template <int KIND, class F>
 __device__ __forceinline__ void with_runs(ExpertsShared<KIND>& shared, const Routes& routes, F f) {
   constexpr FeedForward NETWORK = FEED_FORWARDS[KIND];
   constexpr int LEAST = 48;
-  if constexpr (NETWORK.format != Format::Fp8)
-    if (routes.tokens * NETWORK.top_k > LEAST * NETWORK.experts) return f(shared.many);
-  f(shared.few);
+  if (routes.tokens * NETWORK.top_k > LEAST * NETWORK.experts)
+    f(shared.many);
+  else
+    f(shared.few);
 }
 
 // All threads of all CTAs.
