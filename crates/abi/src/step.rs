@@ -191,8 +191,9 @@ abi_struct! {
         pub memory: Memory,
         /// The [`Batch`] of the head and of sampling, written anew for each of their launches.
         pub head_batch: u64,
-        /// `[capacity, hidden]`, F32: the residual stream, and what is to be added to it.
+        /// `[capacity, hidden]`, F32: the residual stream.
         pub stream: u64,
+        /// `[tokens of a share, hidden]`, F32: what a single rank adds, and the router's sums.
         pub part: u64,
         /// Operand `[capacity, hidden]`: the stream times the weights of the next norm.
         pub normed: u64,
@@ -228,7 +229,7 @@ abi_struct! {
         /// By row of an expert: the operand of inner values, and the products, BF16.
         pub expert_inner: u64,
         pub products: u64,
-        /// With several ranks: the other ranks' parts of this rank's tokens, BF16, and flags of
+        /// With several ranks: the ranks' parts of this rank's tokens, BF16, and flags of
         /// exchanges; see `kernels/include/kilotok/wide/ranks.cuh`.
         pub received: u64,
         pub flags: u64,

@@ -480,14 +480,15 @@ pub(crate) fn memory(
     };
     let choices = capacity * top_k;
     let ranks = constants.launch.ranks;
-    // Received tokens: the parts of this rank's share of the tokens, from each rank.
+    // Received tokens: the parts of this rank's share of the tokens, from all ranks.
     let received = capacity.next_multiple_of(ranks);
     let of_ranks = |bytes| if ranks > 1 { bytes } else { 0 };
     let flags = EXCHANGES * ranks * constants.launch.grid * WORD;
     WideMemory {
         head_batch,
         stream: take("stream", capacity * hidden * F32),
-        part: take("part", capacity * hidden * F32),
+        // With several ranks only the router uses it, for the rank's own tokens.
+        part: take("part", capacity.div_ceil(ranks) * hidden * F32),
         normed: take("normed", operand_bytes(hidden, capacity)),
         normed_rows: take("normed_rows", normed_rows),
         inverse_rms: take("inverse_rms", capacity * F32),

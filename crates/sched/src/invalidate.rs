@@ -33,27 +33,21 @@ impl Scheduler {
     }
 
     /// The same as [`Self::invalidate`] for requests that left while their last row was computed.
+    /// They have no pages any more, so their texts say which pages they read or wrote.
     pub(crate) fn invalidate_departed(&mut self, departed: &[Request]) {
-        for request in departed {
-            self.invalidate_text_of(request);
-        }
-    }
-
-    fn invalidate_text_of(&mut self, request: &Request) {
-        let (salt, text) = (&request.asked.cache_salt, &request.known);
         let stride = self.pages.stride as usize;
-        // One edge further than the pages that others wrote.
-        let end = (request.written_from as usize / stride + 1) * stride;
-        let reads = |rank: &&Rank| {
-            let other = &self.requests[&rank.id];
-            let beginning = text.get(..end);
-            other.asked.cache_salt == *salt
-                && beginning.is_some_and(|beginning| other.known.starts_with(beginning))
-        };
-        let readers: Vec<Rank> = self.running.iter().filter(reads).copied().collect();
-        self.pages.invalidate_text(salt, text);
-        for reader in readers {
-            self.preempt(reader);
+        for request in departed {
+            let (salt, text) = (&request.asked.cache_salt, &request.known);
+            // One edge further than the pages that others wrote.
+            let beginning = text.get(..(request.written_from as usize / stride + 1) * stride);
+            let reads = |rank: &&Rank| {
+                let other = &self.requests[&rank.id];
+                other.asked.cache_salt == *salt
+                    && beginning.is_some_and(|beginning| other.known.starts_with(beginning))
+            };
+            let readers = self.running.iter().filter(reads).copied().collect();
+            self.pages.invalidate_text(salt, text);
+            self.restart(readers);
         }
     }
 
@@ -72,8 +66,12 @@ impl Scheduler {
                     self.pages.may_read(&other.holding, &place.holding, request.written_from)
                 })
         };
-        let readers: Vec<Rank> = self.running.iter().filter(reads).copied().collect();
+        let readers = self.running.iter().filter(reads).copied().collect();
         self.pages.invalidate(&place.holding);
+        self.restart(readers);
+    }
+
+    fn restart(&mut self, readers: Vec<Rank>) {
         for reader in readers {
             self.preempt(reader);
         }

@@ -300,8 +300,8 @@ __device__ __forceinline__ void split_head(const AttnInMemory& memory, int token
   h.store(place_of, is_value ? A.value_scale : 1.0f, lane);
 }
 
-// All threads of all CTAs, after `attn_in` of a kind whose rows do not lie in pairs: all heads from
-// FIRST on. Many warps keep many loads in flight, since each waits for its own.
+// All threads of all CTAs, any number of them, after `attn_in` of a kind whose rows do not lie in
+// pairs: all heads from FIRST on.
 template <int KIND, int FIRST = 0>
 __device__ __forceinline__ void split_heads(const AttnInMemory& memory) {
   constexpr int HEADS = ATTENTIONS[KIND].q_heads + 2 * ATTENTIONS[KIND].kv_heads - FIRST;
