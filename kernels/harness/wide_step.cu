@@ -75,8 +75,8 @@ std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint
     const bool window = attention.window > 0;
     add(window && many_rows ? WINDOW_ROWS : ATTENTION[window]);
     add(OUTPUT);
-    add(POST_NORM);
     const bool dense = FEED_FORWARDS[layers[i].feed_forward].experts == 0;
+    if (dense) add(POST_NORM);
     for (const WideKernel& kernel : dense ? DENSE : ROUTER) add(kernel);
     if (dense) continue;
     for (const WideKernel& kernel : EXPERTS) add(kernel);

@@ -114,7 +114,8 @@ __device__ __forceinline__ wide::AddedProducts added_products(const WideMemory& 
 }
 
 // The norm before a layer's network. A single rank has no part of the output projection, and keeps
-// sums of squares in its place.
+// sums of squares in its place, or in that of the operand that a network of experts does not have:
+// CTAs of the router may share the scores of a token in `part`.
 __device__ __forceinline__ wide::AddNormMemory post_norm_memory(const WideMemory& wide) {
   const LayerMemory& layer = wide_layer<false>(wide);
   wide::AddNormMemory own = input_norm_memory(wide);
@@ -124,7 +125,7 @@ __device__ __forceinline__ wide::AddNormMemory post_norm_memory(const WideMemory
   own.weights = layer.post_norm;
   own.operand = dense ? wide.normed : 0;
   own.rows = dense ? 0 : wide.normed_rows;
-  own.squares = wide.part;
+  own.squares = dense ? wide.part : wide.normed;
   own.tap = wide::NO_TAP;
   own.begins = false;
   own.scale = feed_forward_scale(layer.feed_forward);
@@ -182,6 +183,8 @@ __device__ __forceinline__ wide::RouterMemory router_memory(const WideMemory& wi
   own.bias = layer.router_bias;
   own.inverse_rms = wide.inverse_rms + first * sizeof(float);
   own.scores = wide.scores;
+  own.squares = RANKS == 1 ? wide.normed : 0;
+  own.eps = NORM_EPS;
   own.parts = wide.part;
   own.experts = wide.experts;
   own.weights = wide.weights;

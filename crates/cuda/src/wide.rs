@@ -296,7 +296,9 @@ impl WideLayers {
         launches.push(choose(many_rows, WideKernel::WindowRows, WideKernel::Attention));
         let number = post_norm_number(layer);
         launches.push(of_layer(WideKernel::Output).numbered(number));
-        launches.push(of_layer(WideKernel::PostNorm).numbered(number));
+        // On one rank the choice of experts computes what is left of the norm.
+        let norm = of_layer(WideKernel::PostNorm).numbered(number);
+        launches.extend((shape.dense || self.in_parts).then_some(norm));
         let next = input_norm_number(layer + 1);
         if shape.dense {
             launches.push(of_layer(WideKernel::DenseGateUp));

@@ -50,6 +50,7 @@ struct FullShared {
   alignas(8) uint64_t queries_full[2], queries_empty[2];
   // On which each warpgroup waits for its turn, until the one before it gives it.
   alignas(8) uint64_t turns[CONSUMER_GROUPS];
+  TileTable<KIND, S::POSITIONS> table;
 };
 
 // The barriers of a ring of COUNT stages; producer and consumers each have their own copy.
@@ -89,25 +90,28 @@ struct StageRing {
   }
 };
 
-// The head tiles of the query tiles that a CTA attends to, one after the other. The next one is
-// looked up beforehand, since that takes a round trip to L2.
+// A warp: the head tiles of the query tiles that a CTA attends to, one after the other. The next
+// one is looked up beforehand, since that takes a round trip to L2.
 template <int KIND>
 struct FullWalk {
-  TileWalk<KIND, FullSizes<KIND>::POSITIONS> tiles;
+  const StepTokens& step;
+  const TileTable<KIND, FullSizes<KIND>::POSITIONS>& table;
   QueryTile tile, next_tile;
-  int head_tile = 0, next_head_tile = 0;
+  int head_tile = 0, next_head_tile = 0, turn = 0;
   // Whether there is a next one.
   bool more;
 
-  __device__ __forceinline__ explicit FullWalk(const StepTokens& step) : tiles(step) {
-    more = tiles.next(next_tile);
+  __device__ __forceinline__ FullWalk(const StepTokens& tokens,
+                                      const TileTable<KIND, FullSizes<KIND>::POSITIONS>& tiles)
+      : step(tokens), table(tiles) {
+    more = table.find_together(step, turn++, next_tile);
   }
   __device__ __forceinline__ void next() {
     tile = next_tile;
     head_tile = next_head_tile++;
     if (next_head_tile < HeadTiles<KIND>::COUNT) return;
     next_head_tile = 0;
-    more = tiles.next(next_tile);
+    more = table.find_together(step, turn++, next_tile);
   }
 };
 
@@ -269,7 +273,7 @@ struct FullConsumer {
         key_ring(s.keys_full, s.keys_empty),
         value_ring(s.values_full, s.values_empty),
         query_ring(s.queries_full, s.queries_empty),
-        walk(m.step) {}
+        walk(m.step, s.table) {}
 
   __device__ __forceinline__ void next_tile() {
     walk.next();
@@ -560,6 +564,7 @@ __device__ __forceinline__ void prepare(FullShared<KIND>& shared) {
 template <int KIND>
 __device__ __forceinline__ void attn_full(FullShared<KIND>& shared, const AttnMemory& memory) {
   prepare<KIND>(shared);
+  shared.table.fill(memory.step);
   with_roles(
       [&] {
         FullConsumer<KIND> consumer(memory, shared);
@@ -567,9 +572,8 @@ __device__ __forceinline__ void attn_full(FullShared<KIND>& shared, const AttnMe
       },
       [&] {
         FullProducer<KIND> producer(memory, shared);
-        TileWalk<KIND, FullSizes<KIND>::POSITIONS> walk(memory.step);
         QueryTile tile;
-        while (walk.next(tile))
+        for (int turn = 0; shared.table.find(memory.step, turn, tile); turn++)
 #pragma unroll 1
           for (int head_tile = 0; head_tile < HeadTiles<KIND>::COUNT; head_tile++)
             producer.copy_tile(tile, head_tile);

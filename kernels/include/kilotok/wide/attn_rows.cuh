@@ -1,70 +1,12 @@
 // Attention over a short window in a step with many rows, as decoding users have it, with the bits
-// of wide/attn_window.cuh. The tiles of all rows are counted first, in shared memory: looking at
-// the rows one after the other, as `TileWalk` does, takes longer than their attention. The heads of
-// a token are computed by all warps together: a warp takes half a piece of the keys, then some
+// of wide/attn_window.cuh. The tiles of all rows are counted first (`TileTable`). The heads of a
+// token are computed by all warps together: a warp takes half a piece of the keys, then some
 // dimensions of the values.
 #pragma once
 
 #include "kilotok/wide/attn.cuh"
 
 namespace kilotok::wide {
-
-// The most rows of a step, as in crates/cuda/src/wide.rs.
-constexpr int ROWS_MAX = 256;
-static_assert(ROWS_MAX <= THREADS, "each row has its thread");
-
-// The same walk as `TileWalk`, of tiles of a window. It is not for kernels with `wgmma`: the
-// compiler does not see that all threads find the same tile, and would wait for each product.
-template <int KIND>
-struct TileTable {
-  static constexpr int POSITIONS = WINDOW_POSITIONS, KV_HEADS = ATTENTIONS[KIND].kv_heads;
-  // `before[i]` is the number of tiles of the last `i` rows.
-  int before[ROWS_MAX + 1];
-  uint32_t of_warp[ROWS_MAX / 32];
-
-  // All threads of a CTA, before `find`.
-  __device__ __forceinline__ void fill(const StepTokens& step) {
-    const int thread = threadIdx.x, lane = thread % 32;
-    uint32_t sum = 0, all;
-    if (thread < ROWS_MAX) {
-      const int row = step.row_count - 1 - thread;
-      const uint32_t own = row >= 0 ? tile_count(step.row(row)) : 0;
-      sum = own + sum_before(own, lane, all);
-      if (lane == 0) of_warp[thread / 32] = all;
-    }
-    if (thread == 0) before[0] = 0;
-    __syncthreads();
-    if (thread < ROWS_MAX) {
-      for (int i = 0; i < thread / 32; i++) sum += of_warp[i];
-      before[thread + 1] = static_cast<int>(sum);
-    }
-    __syncthreads();
-  }
-
-  // Finds the tile that the CTA has at a turn; false if there is none.
-  __device__ __forceinline__ bool find(const StepTokens& step, int turn, QueryTile& tile) const {
-    const int cta = ptx::cta_index();
-    const int item = turn * GRID + (turn % 2 == 0 ? cta : GRID - 1 - cta);
-    const int index = item / KV_HEADS;
-    // The last place with `before[place] <= index`.
-    int place = 0;
-#pragma unroll
-    for (int half = ROWS_MAX / 2; half > 0; half /= 2)
-      if (place + half < step.row_count && before[place + half] <= index) place += half;
-    if (index >= before[place + 1]) return false;
-    const int row = step.row_count - 1 - place;
-    const BatchRow& r = step.row(row);
-    const uint32_t begin = (r.start / POSITIONS + before[place + 1] - 1 - index) * POSITIONS;
-    tile = {row, item % KV_HEADS, begin, max(begin, r.start),
-            min(begin + POSITIONS, r.start + r.count)};
-    return true;
-  }
-
- private:
-  static __device__ __forceinline__ uint32_t tile_count(const BatchRow& row) {
-    return (row.start + row.count + POSITIONS - 1) / POSITIONS - row.start / POSITIONS;
-  }
-};
 
 template <int KIND>
 struct RowsShared {
@@ -81,7 +23,7 @@ struct RowsShared {
   float largest[TILE_HEADS][HALVES];
   // Operand A of the product with the values.
   uint2 weights[HALVES / 2][32][2];
-  TileTable<KIND> table;
+  TileTable<KIND, WINDOW_POSITIONS> table;
 };
 
 // The consumers of a CTA, at a token and head tile of one of its tiles.

@@ -60,6 +60,84 @@ struct TileWalk {
   }
 };
 
+// The most rows of a step, as in crates/cuda/src/wide.rs.
+constexpr int ROWS_MAX = 256;
+static_assert(ROWS_MAX <= THREADS, "each row has its thread");
+
+// The same tiles in the same order, of which a CTA has one in each turn. The tiles of all rows are
+// counted first, in shared memory: to look at many rows one after the other, as `TileWalk` does,
+// takes longer than their attention.
+template <int KIND, int POSITIONS>
+struct TileTable {
+  static constexpr int KV_HEADS = ATTENTIONS[KIND].kv_heads;
+  // `before[i]` is the number of tiles of the last `i` rows.
+  int before[ROWS_MAX + 1];
+  uint32_t of_warp[ROWS_MAX / 32];
+
+  // All threads of a CTA, before they look for tiles.
+  __device__ __forceinline__ void fill(const StepTokens& step) {
+    const int thread = threadIdx.x, lane = thread % 32;
+    uint32_t sum = 0, all;
+    if (thread < ROWS_MAX) {
+      const int row = step.row_count - 1 - thread;
+      const uint32_t own = row >= 0 ? tile_count(step.row(row)) : 0;
+      sum = own + sum_before(own, lane, all);
+      if (lane == 0) of_warp[thread / 32] = all;
+    }
+    if (thread == 0) before[0] = 0;
+    __syncthreads();
+    if (thread < ROWS_MAX) {
+      for (int i = 0; i < thread / 32; i++) sum += of_warp[i];
+      before[thread + 1] = static_cast<int>(sum);
+    }
+    __syncthreads();
+  }
+
+  // Finds the tile of a turn; false if there is none.
+  __device__ __forceinline__ bool find(const StepTokens& step, int turn, QueryTile& tile) const {
+    const int index = item(turn) / KV_HEADS;
+    if (index >= before[ROWS_MAX]) return false;
+    // The last place with `before[place] <= index`.
+    int place = 0;
+#pragma unroll
+    for (int half = ROWS_MAX / 2; half > 0; half /= 2)
+      if (before[place + half] <= index) place += half;
+    tile = of_place(step, place, turn);
+    return true;
+  }
+  // The same for a warp, for kernels with `wgmma`. The compiler sees that all lanes find the same
+  // tile; otherwise it would wait for each product.
+  __device__ __forceinline__ bool find_together(const StepTokens& step, int turn,
+                                                QueryTile& tile) const {
+    constexpr int EACH = ROWS_MAX / 32;
+    const int index = item(turn) / KV_HEADS, lane = threadIdx.x % 32;
+    int place = __popc(__ballot_sync(~0u, before[(lane + 1) * EACH] <= index)) * EACH;
+    if (place == ROWS_MAX) return false;
+    place += __popc(__ballot_sync(~0u, lane < EACH && before[place + lane % EACH + 1] <= index));
+    tile = of_place(step, place, turn);
+    return true;
+  }
+
+ private:
+  static __device__ __forceinline__ int item(int turn) {
+    const int cta = ptx::cta_index();
+    return turn * GRID + (turn % 2 == 0 ? cta : GRID - 1 - cta);
+  }
+  static __device__ __forceinline__ uint32_t tile_count(const BatchRow& row) {
+    return (row.start + row.count + POSITIONS - 1) / POSITIONS - row.start / POSITIONS;
+  }
+  // The turn's tile, which is one of the row that has `place` rows after it.
+  __device__ __forceinline__ QueryTile of_place(const StepTokens& step, int place,
+                                                int turn) const {
+    const int row = step.row_count - 1 - place;
+    const BatchRow& r = step.row(row);
+    const int after = before[place + 1] - 1 - item(turn) / KV_HEADS;
+    const uint32_t begin = (r.start / POSITIONS + after) * POSITIONS;
+    return {row, item(turn) % KV_HEADS, begin, max(begin, r.start),
+            min(begin + POSITIONS, r.start + r.count)};
+  }
+};
+
 // The token of a step that a row has at a position.
 __device__ __forceinline__ int token_at(const BatchRow& row, uint32_t position) {
   return static_cast<int>(row.first + (position - row.start));

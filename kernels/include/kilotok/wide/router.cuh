@@ -11,7 +11,7 @@
 #include "kilotok/phase/router.cuh"
 #include "kilotok/ptx/wgmma.cuh"
 #include "kilotok/wide/cta.cuh"
-#include "kilotok/wide/ranks.cuh"
+#include "kilotok/wide/stream.cuh"
 
 namespace kilotok::wide {
 
@@ -33,8 +33,9 @@ struct RouterMemory {
   // The router's weights, as in phase/router.cuh, and the biases that are added for the choice, F32
   // `[experts]`.
   uint64_t router, bias;
-  // F32 `[tokens]`.
-  uint64_t inverse_rms;
+  // F32 `[tokens]`: 1 / rms. If the output projection has left `squares`, F32 `[tokens][SQUARES]`,
+  // it follows from them, and `top_k_experts` stores it.
+  uint64_t inverse_rms, squares;
   // F32 `[tokens][SCORES_EACH]`: the sums over all columns, which become scores. F32
   // `[tokens][HIDDEN]`, if CTAs share the sums: each token's separate sums, `[STRIDE][experts]`.
   uint64_t scores, parts;
@@ -42,6 +43,7 @@ struct RouterMemory {
   // weights.
   uint64_t experts, weights;
   int tokens;
+  float eps;
   RanksMemory ranks;
 };
 
@@ -475,7 +477,13 @@ __device__ __forceinline__ Scores<KIND, false> finish_scores(const RouterMemory&
   float* found = at<float>(memory.scores) + size_t{1} * token * SCORES_EACH;
   const float* parts = at<const float>(memory.parts) + size_t{1} * token * HIDDEN;
   Scores<KIND, false> scores;
-  scores.inverse_rms = at<const float>(memory.inverse_rms)[token];
+  if (memory.squares == 0) {
+    scores.inverse_rms = at<const float>(memory.inverse_rms)[token];
+  } else {
+    scores.inverse_rms =
+        inverse_rms(at<const float>(memory.squares) + token * SQUARES, memory.eps);
+    if (lane == 0) at<float>(memory.inverse_rms)[token] = scores.inverse_rms;
+  }
 #pragma unroll
   for (int i = 0; i < scores.EACH; i++) {
     const int expert = smaller(i * 32 + lane, EXPERTS - 1);
@@ -508,7 +516,7 @@ __device__ __forceinline__ void top_k_experts(ChosenWeights& shared, const Route
   const bool are_shared = ScoreWork<KIND>(memory.tokens).shares > 1;
   const Ranks ranks(memory.ranks);
 #pragma unroll 1
-  for (int token = ptx::cta_index() * CHOOSING_WARPS + warp; token < memory.tokens;
+  for (int token = warp * GRID + ptx::cta_index(); token < memory.tokens;
        token += GRID * CHOOSING_WARPS) {
     const auto scores = finish_scores<KIND>(memory, token, are_shared, lane);
     const uint32_t chosen = top_k_of_token<KIND, false>(scores, weights, lane, [](uint32_t) {});

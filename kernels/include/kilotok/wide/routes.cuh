@@ -1,7 +1,7 @@
 // The experts' tokens: the choices of many tokens, sorted by expert (the permutation of the grouped
 // GEMM). Each expert has *rows*, which begin at a multiple of eight and ascend by token. Experts
 // read and write by row. Every CTA counts all choices, and finds the rows of its share of the
-// experts.
+// experts, all of which it looks for at once.
 #pragma once
 
 #include "kilotok/phase/gathered.cuh"
@@ -30,87 +30,132 @@ struct Routes {
   int tokens;
 };
 
+// Loads of choices that a thread has in flight.
+constexpr int SORT_LOADS = 8, SORT_WARPS = SORTERS / 32;
+
 template <int EXPERTS>
 struct SortMemory {
-  uint32_t counts[EXPERTS], first_rows[EXPERTS + 1];
-  uint32_t before[SORTERS / 32];
+  // The experts whose rows a CTA finds: one of every GRID.
+  static constexpr int EACH = ceil_div(EXPERTS, GRID);
+  uint32_t counts[EXPERTS];
+  // The first row of each of these experts, and how many of its choices each warp has.
+  uint32_t first_rows[EACH], of_warp[EACH][SORT_WARPS];
 };
 
-// The first warp: finds the first row of each expert. Experts have whole tiles of rows.
-template <int EXPERTS>
-__device__ __forceinline__ void find_first_rows(SortMemory<EXPERTS>& memory) {
-  const int lane = threadIdx.x;
-  uint32_t begin = 0;
-  for (int first = 0; first < EXPERTS; first += 32) {
-    const int expert = first + lane;
-    uint32_t all;
-    const uint32_t own = expert < EXPERTS ? align_up(memory.counts[expert], TILE_TOKENS) : 0;
-    const uint32_t before = sum_before(own, lane, all);
-    if (expert < EXPERTS) memory.first_rows[expert] = begin + before;
-    begin += all;
-  }
-  if (lane == 0) memory.first_rows[EXPERTS] = begin;
-}
-
-// Loads of choices that a thread has in flight.
-constexpr int SORT_LOADS = 8;
-
-// The experts of SORT_LOADS choices of a thread, STRIDE apart, up to `end`.
-template <int STRIDE>
-struct ChosenExperts {
+// A warp's share of the choices. Up to 32 * SORT_LOADS of them, a *group*, are in registers.
+struct WarpChoices {
+  const Routes& routes;
+  int first, end, lane = threadIdx.x % 32;
   uint32_t experts[SORT_LOADS];
 
-  __device__ __forceinline__ ChosenExperts(const Routes& routes, int first, int end) {
+  __device__ __forceinline__ WarpChoices(const Routes& from, int choice_count) : routes(from) {
+    const int share = align_up(ceil_div(choice_count, SORT_WARPS), 32);
+    first = static_cast<int>(threadIdx.x) / 32 * share;
+    end = smaller(first + share, choice_count);
+    load(first);
+  }
+
+  // Calls `use(first choice of a group)` for each group, whose choices are in registers.
+  template <class Use>
+  __device__ __forceinline__ void for_groups(Use use) {
+    const bool one = end - first <= 32 * SORT_LOADS;
+#pragma unroll 1
+    for (int group = first; group < end; group += 32 * SORT_LOADS) {
+      if (!one) load(group);
+      use(group);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void load(int group) {
 #pragma unroll
-    for (int i = 0; i < SORT_LOADS; i++)
-      experts[i] =
-          first + i * STRIDE < end ? at<const uint32_t>(routes.experts)[first + i * STRIDE] : ~0u;
+    for (int i = 0; i < SORT_LOADS; i++) {
+      const int choice = group + i * 32 + lane;
+      experts[i] = choice < end ? at<const uint32_t>(routes.experts)[choice] : ~0u;
+    }
   }
 };
 
-// All warps, each for its share of the choices: calls `use(choice, matches before it)` for each
-// choice of an expert, and returns their number.
-template <class Use>
-__device__ __forceinline__ uint32_t for_matches(const Routes& routes, int choice_count,
-                                                uint32_t expert, Use use) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int share = align_up(ceil_div(choice_count, SORTERS / 32), 32);
-  const int end = smaller((warp + 1) * share, choice_count);
-  uint32_t matches = 0;
-  for (int first = warp * share; first < end; first += 32 * SORT_LOADS) {
-    const ChosenExperts<32> chosen(routes, first + lane, end);
-#pragma unroll
-    for (int i = 0; i < SORT_LOADS; i++) {
-      const bool is = chosen.experts[i] == expert;
-      const uint32_t found = __ballot_sync(~0u, is);
-      if (is) use(first + i * 32 + lane, matches + __popc(found & ((1u << lane) - 1)));
-      matches += __popc(found);
-    }
-  }
-  return matches;
+// A warp: the first row of an expert. Experts have whole tiles of rows.
+template <int EXPERTS>
+__device__ __forceinline__ uint32_t first_row_of(const SortMemory<EXPERTS>& memory, int expert) {
+  uint32_t sum = 0, all;
+  for (int i = threadIdx.x % 32; i < expert; i += 32)
+    sum += align_up(memory.counts[i], TILE_TOKENS);
+  sum_before(sum, threadIdx.x % 32, all);
+  return all;
 }
 
-// All threads: assign the rows of one expert.
-template <int TOP_K, int EXPERTS>
-__device__ __forceinline__ void place_rows(const Routes& routes, SortMemory<EXPERTS>& memory,
-                                           int expert) {
-  const int warp = threadIdx.x / 32, count = routes.tokens * TOP_K;
-  const uint32_t own = for_matches(routes, count, expert, [](int, uint32_t) {});
+// All threads: count the choices of each expert, and those of the CTA's experts by warp.
+template <int EXPERTS>
+__device__ __forceinline__ void count_choices(SortMemory<EXPERTS>& memory, WarpChoices& choices) {
+  using Sort = SortMemory<EXPERTS>;
+  const int warp = threadIdx.x / 32;
+  for (int i = threadIdx.x; i < EXPERTS; i += SORTERS) memory.counts[i] = 0;
+  for (int i = threadIdx.x; i < Sort::EACH * SORT_WARPS; i += SORTERS)
+    memory.of_warp[i / SORT_WARPS][i % SORT_WARPS] = 0;
   __syncthreads();
-  memory.before[warp] = own;
-  __syncthreads();
-  uint32_t row = memory.first_rows[expert];
-  for (int i = 0; i < warp; i++) row += memory.before[i];
-  for_matches(routes, count, expert, [&](int choice, uint32_t before) {
-    const uint32_t own_row = row + before;
-    at<uint32_t>(routes.rows)[choice] = own_row;
-    at<uint32_t>(routes.choices)[own_row] = choice;
-    at<float2>(routes.factors)[own_row] =
-        make_float2(at<const float>(routes.inverse_rms)[choice / TOP_K],
-                    at<const float>(routes.weights)[choice]);
+  choices.for_groups([&](int) {
+#pragma unroll
+    for (int i = 0; i < SORT_LOADS; i++)
+      if (choices.experts[i] != ~0u) atomicAdd(&memory.counts[choices.experts[i]], 1u);
+#pragma unroll 1
+    for (int own = 0; own < Sort::EACH; own++) {
+      const uint32_t expert = own * GRID + ptx::cta_index();
+      uint32_t count = 0;
+#pragma unroll
+      for (int i = 0; i < SORT_LOADS; i++)
+        count += __popc(__ballot_sync(~0u, choices.experts[i] == expert));
+      if (choices.lane == 0) memory.of_warp[own][warp] += count;
+    }
   });
-  const uint32_t last = memory.first_rows[expert] + memory.counts[expert] + threadIdx.x;
-  if (last < memory.first_rows[expert + 1]) at<uint32_t>(routes.choices)[last] = NO_CHOICE;
+  __syncthreads();
+}
+
+// The first warps, one for each of the CTA's experts: find its first row, and the row with which
+// each warp begins.
+template <int EXPERTS>
+__device__ __forceinline__ void find_first_rows(const Routes& routes, SortMemory<EXPERTS>& memory) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int own = threadIdx.x / 32; own < SortMemory<EXPERTS>::EACH; own += SORT_WARPS) {
+    const int expert = own * GRID + ptx::cta_index();
+    if (expert >= EXPERTS) break;
+    const uint32_t row = first_row_of(memory, expert), count = memory.counts[expert];
+    uint32_t all;
+    const uint32_t before = sum_before(memory.of_warp[own][lane], lane, all);
+    memory.of_warp[own][lane] = row + before;
+    const uint32_t end = align_up(row + count, TILE_TOKENS), last = row + count + lane;
+    if (last < end) at<uint32_t>(routes.choices)[last] = NO_CHOICE;
+    if (lane > 0) continue;
+    at<uint32_t>(routes.counts)[expert] = count;
+    at<uint32_t>(routes.first_rows)[expert] = row;
+    if (expert == EXPERTS - 1) at<uint32_t>(routes.first_rows)[EXPERTS] = end;
+  }
+  __syncthreads();
+}
+
+// A warp: assigns the rows of one of the CTA's experts to the choices of a group. Returns the row
+// after them.
+template <int TOP_K>
+__device__ __forceinline__ uint32_t place_rows(const Routes& routes, const WarpChoices& choices,
+                                               int group, uint32_t expert, uint32_t row) {
+#pragma unroll
+  for (int i = 0; i < SORT_LOADS; i++) {
+    const bool is = choices.experts[i] == expert;
+    const uint32_t found = __ballot_sync(~0u, is);
+    if (is) {
+      const int choice = group + i * 32 + choices.lane;
+      const uint32_t own = row + __popc(found & ((1u << choices.lane) - 1));
+      at<uint32_t>(routes.rows)[choice] = own;
+      at<uint32_t>(routes.choices)[own] = choice;
+      at<float2>(routes.factors)[own] =
+          make_float2(at<const float>(routes.inverse_rms)[choice / TOP_K],
+                      at<const float>(routes.weights)[choice]);
+    }
+    row += __popc(found);
+  }
+  return row;
 }
 
 // Called by all threads of all CTAs, SORTERS each.
@@ -118,27 +163,21 @@ template <int KIND>
 __device__ __forceinline__ void sort_choices(SortMemory<FEED_FORWARDS[KIND].experts>& memory,
                                              const Routes& routes) {
   constexpr int EXPERTS = FEED_FORWARDS[KIND].experts, TOP_K = FEED_FORWARDS[KIND].top_k;
-  const int thread = threadIdx.x;
-  for (int i = thread; i < EXPERTS; i += SORTERS) memory.counts[i] = 0;
-  __syncthreads();
-  for (int i = thread; i < routes.tokens * TOP_K; i += SORTERS * SORT_LOADS) {
-    const ChosenExperts<SORTERS> chosen(routes, i, routes.tokens * TOP_K);
-#pragma unroll
-    for (int j = 0; j < SORT_LOADS; j++)
-      if (chosen.experts[j] != ~0u) atomicAdd(&memory.counts[chosen.experts[j]], 1u);
-  }
-  __syncthreads();
-  if (thread < 32) find_first_rows(memory);
-  __syncthreads();
-  if (ptx::cta_index() == 0) {
-    for (int i = thread; i < EXPERTS; i += SORTERS) {
-      at<uint32_t>(routes.counts)[i] = memory.counts[i];
-      at<uint32_t>(routes.first_rows)[i] = memory.first_rows[i];
+  const int warp = threadIdx.x / 32;
+  WarpChoices choices(routes, routes.tokens * TOP_K);
+  count_choices(memory, choices);
+  find_first_rows(routes, memory);
+  choices.for_groups([&](int group) {
+#pragma unroll 1
+    for (int own = 0; own < SortMemory<EXPERTS>::EACH; own++) {
+      const int expert = own * GRID + ptx::cta_index();
+      const uint32_t row = memory.of_warp[own][warp];
+      const uint32_t end = place_rows<TOP_K>(routes, choices, group, expert, row);
+      __syncwarp();
+      if (choices.lane == 0) memory.of_warp[own][warp] = end;
+      __syncwarp();
     }
-    if (thread == 0) at<uint32_t>(routes.first_rows)[EXPERTS] = memory.first_rows[EXPERTS];
-  }
-  for (int expert = ptx::cta_index(); expert < EXPERTS; expert += GRID)
-    place_rows<TOP_K>(routes, memory, expert);
+  });
 }
 
 }  // namespace kilotok::wide
