@@ -173,6 +173,14 @@ pub(super) const SPOILS: &[(&str, Spoil)] = &[
         *last = *page;
         true
     }),
+    ("a page that another row writes and this one reads", |plan, caps| {
+        let page = plan.rows[0].pages[0].pages.last().copied();
+        let reads = |row: &Row| row.pages[0].first == 0 && row.start >= caps.groups[0].page_tokens;
+        let second = plan.rows.iter_mut().skip(1).find(|row| reads(row));
+        let (Some(page), Some(row)) = (page, second) else { return false };
+        row.pages[0].pages[0] = page;
+        true
+    }),
     ("more held drafts than a number can count", |plan, _| {
         row(plan, |_| true, |row| row.tokens = RowTokens::Held { draft_count: u32::MAX })
     }),
