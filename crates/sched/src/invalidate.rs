@@ -2,11 +2,19 @@
 
 use kilotok_engine::{RowFault, StepOutput};
 
-use crate::request::{InFlightRow, Rank, Request};
+use crate::request::{InFlightRow, Place, Rank, Request};
 use crate::{Finish, RequestId, Scheduler};
 
 fn is_not_finite(fault: Option<RowFault>) -> bool {
     matches!(fault, Some(RowFault::NotFinite { .. }))
+}
+
+/// The position from which pages with the text of a failed request make another one start again:
+/// where the failed one began to write, or, if the other one has not computed anything since it
+/// found its pages, the beginning.
+fn suspect_from(other: &Request, failed: &Request) -> u32 {
+    let only_found = other.place.as_ref().is_some_and(|place| place.fresh) && other.computed > 0;
+    if only_found { 0 } else { failed.written_from }
 }
 
 impl Scheduler {
@@ -38,10 +46,11 @@ impl Scheduler {
         let stride = self.pages.stride as usize;
         for request in departed {
             let (salt, text) = (&request.asked.cache_salt, &request.known);
-            // One edge further than the pages that others wrote.
-            let beginning = text.get(..(request.written_from as usize / stride + 1) * stride);
             let reads = |rank: &&Rank| {
                 let other = &self.requests[&rank.id];
+                // One edge further than the pages that others wrote.
+                let edges = suspect_from(other, request) as usize / stride + 1;
+                let beginning = text.get(..edges * stride);
                 other.asked.cache_salt == *salt
                     && beginning.is_some_and(|beginning| other.known.starts_with(beginning))
             };
@@ -53,18 +62,17 @@ impl Scheduler {
 
     /// Invalidates every page that the request read or wrote, as any of them may be the cause, so
     /// that no later request finds them in the prefix cache. Requests that may have read what this
-    /// one wrote start again.
+    /// one wrote start again, and so do those that found pages and have not read them yet.
     fn invalidate(&mut self, id: RequestId) {
         let request = &self.requests[&id];
         let Some(place) = &request.place else {
             return;
         };
         let reads = |rank: &&Rank| {
-            let other = self.requests[&rank.id].place.as_ref();
-            rank.id != id
-                && other.is_some_and(|other| {
-                    self.pages.may_read(&other.holding, &place.holding, request.written_from)
-                })
+            let other = &self.requests[&rank.id];
+            let from = suspect_from(other, request);
+            let may_read = |own: &Place| self.pages.may_read(&own.holding, &place.holding, from);
+            rank.id != id && other.place.as_ref().is_some_and(may_read)
         };
         let readers = self.running.iter().filter(reads).copied().collect();
         self.pages.invalidate(&place.holding);
@@ -86,7 +94,7 @@ mod tests {
 
     use super::*;
     use crate::harness::{Harness, asked, text};
-    use crate::{Limits, Plan};
+    use crate::{Limits, Plan, Submission};
 
     fn harness() -> Harness {
         Harness::new(ScriptedEngine::caps(), Limits::default())
@@ -149,6 +157,30 @@ mod tests {
         assert_eq!(harness.sched.running().collect::<Vec<_>>(), [neighbour], "it goes on");
         assert_eq!(harness.sched.stats().preemption_count, 0);
         assert_eq!(found(&mut harness, &with(4)), 0);
+    }
+
+    /// A request that has found pages and waits for its masks has not read them: it computes them
+    /// again, whether the one that failed is there to see it or was cancelled.
+    #[test]
+    fn those_who_found_its_pages_and_have_no_row_yet_begin_anew() {
+        for cancelled in [false, true] {
+            let mut harness = harness();
+            let prompt = text(41, 1);
+            found(&mut harness, &prompt);
+            let masked = Submission { needs_masks: true, ..asked(prompt.clone(), 9) };
+            let waits = harness.sched.admit(masked).unwrap();
+            let failed = harness.sched.admit(asked([&prompt[..], &[2; 20]].concat(), 9)).unwrap();
+            let plan = harness.sched.plan().unwrap();
+            assert_eq!(plan.ids, [failed], "all but the last token of the other's prompt is there");
+            let mut output = harness.engine.run(&plan.step).unwrap();
+            fails(failed)(&plan, &mut output);
+            assert!(!cancelled || harness.sched.cancel(failed));
+            harness.sched.absorb(output, 1000).unwrap();
+            assert_eq!(harness.sched.provide_masks(waits, 0, Vec::new()), Ok(true));
+            let plan = harness.sched.plan().unwrap();
+            let starts = plan.step.rows.iter().map(|row| row.start).collect::<Vec<_>>();
+            assert_eq!((plan.ids, starts), (vec![waits], vec![0]));
+        }
     }
 
     #[test]
