@@ -37,6 +37,9 @@ __device__ __forceinline__ void stamp_launch(const WideMemory& wide) {
 // may begin. Returns false if the step has no tokens; then its launches do nothing.
 __device__ __forceinline__ bool begin_wide(const WideMemory& wide) {
   ptx::allow_next_launch();
+  // The layer's addresses come back to L2, out of which the weights of experts have pushed them.
+  if (threadIdx.x == 0 && wide.layer < LAYERS)
+    ptx::prefetch_l2(at<const LayerMemory>(wide.memory.layers) + wide.layer);
   ptx::wait_for_last_launch();
   stamp_launch(wide);
   if (threadIdx.x == 0) {

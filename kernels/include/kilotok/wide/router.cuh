@@ -484,20 +484,31 @@ __device__ __forceinline__ Scores<KIND, false> finish_scores(const RouterMemory&
         inverse_rms(at<const float>(memory.squares) + token * SQUARES, memory.eps);
     if (lane == 0) at<float>(memory.inverse_rms)[token] = scores.inverse_rms;
   }
+  const auto expert = [&](int i) { return smaller(i * 32 + lane, EXPERTS - 1); };
 #pragma unroll
-  for (int i = 0; i < scores.EACH; i++) {
-    const int expert = smaller(i * 32 + lane, EXPERTS - 1);
-    scores.biases[i] = scores.BIASED ? at<const float>(memory.bias)[expert] : 0;
-    if (!shared) {
-      scores.scores[i] = found[expert];
-      continue;
+  for (int i = 0; i < scores.EACH; i++)
+    scores.biases[i] = scores.BIASED ? at<const float>(memory.bias)[expert(i)] : 0;
+  if (shared) {
+    // A lane has the loads of this many experts in flight.
+    constexpr int AT_ONCE = 6;
+#pragma unroll
+    for (int first = 0; first < scores.EACH; first += AT_ONCE) {
+      float sums[AT_ONCE][STRIDE];
+#pragma unroll
+      for (int i = first; i < smaller(first + AT_ONCE, scores.EACH); i++)
+#pragma unroll
+        for (int j = 0; j < STRIDE; j++)
+          sums[i - first][j] = ptx::load_l2(parts + j * EXPERTS + expert(i));
+#pragma unroll
+      for (int i = first; i < smaller(first + AT_ONCE, scores.EACH); i++) {
+        scores.scores[i] = 0;
+#pragma unroll
+        for (int j = 0; j < STRIDE; j++) scores.scores[i] += sums[i - first][j];
+      }
     }
-    float sums[STRIDE];
+  } else {
 #pragma unroll
-    for (int j = 0; j < STRIDE; j++) sums[j] = parts[j * EXPERTS + expert];
-    scores.scores[i] = 0;
-#pragma unroll
-    for (int j = 0; j < STRIDE; j++) scores.scores[i] += sums[j];
+    for (int i = 0; i < scores.EACH; i++) scores.scores[i] = found[expert(i)];
   }
 #pragma unroll
   for (int i = 0; i < scores.EACH; i++) {

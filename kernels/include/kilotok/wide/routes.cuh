@@ -55,6 +55,9 @@ struct WarpChoices {
     load(first);
   }
 
+  // Whether any lane has an i-th choice of a group.
+  __device__ __forceinline__ bool has(int group, int i) const { return group + i * 32 < end; }
+
   // Calls `use(first choice of a group)` for each group, whose choices are in registers.
   template <class Use>
   __device__ __forceinline__ void for_groups(Use use) {
@@ -95,17 +98,21 @@ __device__ __forceinline__ void count_choices(SortMemory<EXPERTS>& memory, WarpC
   for (int i = threadIdx.x; i < Sort::EACH * SORT_WARPS; i += SORTERS)
     memory.of_warp[i / SORT_WARPS][i % SORT_WARPS] = 0;
   __syncthreads();
-  choices.for_groups([&](int) {
+  choices.for_groups([&](int group) {
 #pragma unroll
-    for (int i = 0; i < SORT_LOADS; i++)
+    for (int i = 0; i < SORT_LOADS; i++) {
+      if (!choices.has(group, i)) break;
       if (choices.experts[i] != ~0u) atomicAdd(&memory.counts[choices.experts[i]], 1u);
+    }
 #pragma unroll 1
     for (int own = 0; own < Sort::EACH; own++) {
       const uint32_t expert = own * GRID + ptx::cta_index();
       uint32_t count = 0;
 #pragma unroll
-      for (int i = 0; i < SORT_LOADS; i++)
+      for (int i = 0; i < SORT_LOADS; i++) {
+        if (!choices.has(group, i)) break;
         count += __popc(__ballot_sync(~0u, choices.experts[i] == expert));
+      }
       if (choices.lane == 0) memory.of_warp[own][warp] += count;
     }
   });
@@ -142,6 +149,7 @@ __device__ __forceinline__ uint32_t place_rows(const Routes& routes, const WarpC
                                                int group, uint32_t expert, uint32_t row) {
 #pragma unroll
   for (int i = 0; i < SORT_LOADS; i++) {
+    if (!choices.has(group, i)) break;
     const bool is = choices.experts[i] == expert;
     const uint32_t found = __ballot_sync(~0u, is);
     if (is) {
