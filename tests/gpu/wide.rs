@@ -56,13 +56,19 @@ fn same(expected: &Reply, found: &Reply, what: &str) {
 
 fn compare(name: &str, checkpoint: &Checkpoint, ranks: usize, cases: &[(u32, &[u32])]) {
     needs_gpus!(ranks);
-    let request = prompt(checkpoint, 3, PROMPT);
-    let expected = reply(&mut *crate::cuda(checkpoint, ranks), &request, u32::MAX);
+    // If a prompt is not scored, only its last token's logits are wanted, or none of a chunk's.
+    let scored = prompt(checkpoint, 3, PROMPT);
+    let requests = [Request { score: false, ..scored.clone() }, scored];
+    let mut narrow = crate::cuda(checkpoint, ranks);
+    let expected = requests.each_ref().map(|request| reply(&mut *narrow, request, u32::MAX));
+    drop(narrow);
     for (wide_above, chunks) in cases {
         let mut engine = engine(checkpoint, ranks, *wide_above);
-        for &chunk in *chunks {
-            let found = reply(&mut *engine, &request, chunk);
-            same(&expected, &found, &format!("{name} by {chunk}, wide above {wide_above}"));
+        for (request, expected) in requests.iter().zip(&expected) {
+            for &chunk in *chunks {
+                let found = reply(&mut *engine, request, chunk);
+                same(expected, &found, &format!("{name} by {chunk}, wide above {wide_above}"));
+            }
         }
     }
 }

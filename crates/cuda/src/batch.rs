@@ -127,6 +127,22 @@ impl DeviceBatch {
         self.tokens.extend((start..start + count as u32).map(token));
     }
 
+    /// The number of the last tokens of the last row, if these are the wanted ones; otherwise that
+    /// of all tokens.
+    pub(crate) fn tail_count(&self) -> u32 {
+        let count = self.tokens.len() as u32;
+        let first = count - self.wanted.len() as u32;
+        let together = self.wanted.iter().copied().eq(first..count);
+        let in_last = self.rows.last().is_some_and(|row| row.first <= first);
+        if together && in_last { count - first } else { count }
+    }
+
+    /// The last `count` tokens of the last row, as the only row of a batch.
+    pub(crate) fn tail_row(&self, count: u32) -> BatchRow {
+        let row = self.rows.last().expect("a step has rows");
+        BatchRow { start: row.start + row.count - count, first: 0, count, ..*row }
+    }
+
     pub(crate) fn token_count(&self) -> usize {
         self.tokens.len()
     }
@@ -218,6 +234,20 @@ pub(crate) mod tests {
         assert_eq!([page(0, 0, 0), page(0, 1, 0)], [10, 10]);
         assert_eq!([page(1, 0, 0), page(1, 0, 4), page(1, 1, 2), page(1, 1, 4)], [20, 24, 22, 24]);
         assert_eq!(target.pages.len(), 1 + 1 + 5 + 3, "only pages that are needed");
+    }
+
+    #[test]
+    fn wanted_tokens_at_the_end_are_a_row_of_their_own() {
+        let rows = vec![row(1, 0, vec![5, 6, 7], 0), row(2, 17, vec![8, 9], 2)];
+        let plan = StepPlan { rows };
+        let batch = Batch::new(&plan, &Slots::new(3, 50)).unwrap();
+        let tail = |wanted: &[usize]| DeviceBatch::target(&batch, wanted, &GROUPS).tail_count();
+        assert_eq!([tail(&[]), tail(&[4]), tail(&[3, 4])], [0, 1, 2]);
+        assert_eq!([tail(&[3]), tail(&[2, 4]), tail(&[2, 3, 4])], [5; 3], "not at the end");
+        let target = DeviceBatch::target(&batch, &[4], &GROUPS);
+        let (row, tail) = (target.rows[1], target.tail_row(1));
+        assert_eq!((tail.start, tail.first, tail.count), (18, 0, 1));
+        assert_eq!(tail.pages_at, row.pages_at);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub(crate) struct Constants {
     /// Rows of one draft; 0 without a drafter.
     pub(crate) draft_rows: usize,
     pub(crate) taps: usize,
+    /// Whether no drafter taps the last layer, so nothing but the head reads its results.
+    pub(crate) ends_untapped: bool,
     pub(crate) norm_eps: f32,
     pub(crate) draft_norm_eps: f32,
     pub(crate) attentions: Vec<Attention>,
@@ -129,6 +131,10 @@ impl Constants {
             vocab: spec.vocab_size,
             draft_rows: spec.drafter.as_ref().map_or(0, |drafter| drafter.rows),
             taps: spec.drafter.as_ref().map_or(0, |drafter| drafter.taps.len()),
+            ends_untapped: spec
+                .drafter
+                .as_ref()
+                .is_none_or(|drafter| !drafter.taps.contains(&(spec.layers.len() - 1))),
             norm_eps: spec.norm_eps,
             draft_norm_eps: spec.drafter.as_ref().map_or(spec.norm_eps, |drafter| drafter.norm_eps),
             attentions: Vec::new(),

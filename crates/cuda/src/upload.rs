@@ -324,7 +324,8 @@ impl Upload {
         let Header { token_count, row_count, wanted_count, .. } = self.target.header(0);
         let counts = (token_count as usize, row_count as usize, wanted_count as usize);
         let places = places.wide(self.target.pages.len(), counts);
-        self.wide = Some(WideStep { token_count, row_count, wanted_count, places });
+        let tail_count = self.target.tail_count();
+        self.wide = Some(WideStep { token_count, row_count, wanted_count, tail_count, places });
     }
 
     /// Writes everything except the lists, whose address is `lists`. `collectives` is the number of
@@ -353,6 +354,11 @@ impl Upload {
         };
         let context = Header { wanted_count: 0, ..self.target.header(at_launch(order::CONTEXT)) };
         write(places.context, bytemuck::bytes_of(&context));
+        if let Some(WideStep { places, token_count, tail_count, .. }) = &self.wide
+            && tail_count < token_count
+        {
+            write(places.tail_row, bytemuck::bytes_of(&self.target.tail_row(*tail_count)));
+        }
         let row = |row: &SampleRow| SampleRow {
             history: lists + row.history,
             biases: lists + row.biases,
@@ -534,8 +540,10 @@ mod tests {
         upload.widen(&places);
         let step = upload.wide.unwrap();
         assert_eq!((step.token_count, step.row_count, step.wanted_count), (3, 2, 2));
+        assert_eq!(step.tail_count, 3, "a token of another row than the last is wanted");
         let behind = pages + upload.target.pages.len() * size_of::<u32>();
-        let WidePlaces { tokens, rows, wanted, sample_rows, sample_wanted, end } = step.places;
+        let WidePlaces { tokens, rows, tail_row, wanted, sample_rows, sample_wanted, end } =
+            step.places;
         assert!(tokens >= behind && tokens < behind + PLAN_THREAD_BYTES);
         assert_eq!(upload.bytes(&places), end.next_multiple_of(PLAN_THREAD_BYTES));
         let mut bytes = vec![0; places.bytes];
@@ -545,6 +553,7 @@ mod tests {
         };
         assert_eq!((words(tokens, 16, 3), word(&bytes, target.tokens)), (vec![5, 6, 7], 0));
         assert_eq!(words(rows + 4, 32, 2), [0, 2], "the first token of each row");
+        assert_eq!(tail_row, rows + 2 * 32);
         assert_eq!(words(wanted, 4, 2), [1, 2], "of the step's tokens");
         assert_eq!(words(sample_rows, 64, 2), [0, 1], "slots");
         assert_eq!(words(sample_wanted, 16, 2), [0, 1], "rows");

@@ -10,11 +10,11 @@ use kilotok_abi::{
 use kilotok_model::{AttentionSpec, LayerSpec, ModelSpec, WeightFormat};
 
 use crate::buffers::{BF16, CHUNK_COLUMNS, CONSUMER_WARPS, F32, Matrix, TILE_TOKENS, largest};
-use crate::constants::{Attention, Constants, FeedForward, LayerKinds, TOKENS_MAX};
+use crate::constants::{Constants, FeedForward, LayerKinds, TOKENS_MAX};
 use crate::memory_map::MemoryMap;
 
-/// The most tokens of a step, where memory allows. Longer chunks of prompts would gain little: a
-/// step of this many tokens computes for more than ten times as long as it reads weights.
+/// The most tokens of a step, where memory allows. It computes for more than ten times as long as
+/// it reads weights, so longer chunks of prompts would gain little.
 pub(crate) const CAPACITY_MAX: u32 = 8192;
 /// Capacities are multiples of the tokens that a CTA multiplies at a time.
 const CAPACITY_STEP: u32 = 128;
@@ -185,13 +185,23 @@ pub(crate) struct WideLaunch {
     /// If ranks exchange something in it, the number of the exchange in the step. A launch that
     /// sends parts has the number of the norm that adds them.
     pub(crate) collective: u32,
+    /// Where the step's last tokens begin, if it computes these alone.
+    tail: Option<Tail>,
     /// The stamp that it makes, which is of the launch before it, and the stamp's place.
     stamp: (Stamp, u32),
 }
 
+/// The bytes of the stream and of the queries before the first of a step's last tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tail {
+    stream: u64,
+    queries: u64,
+}
+
 impl WideLaunch {
     fn new(kernel: WideKernel, layer: u32) -> Self {
-        Self { kernel, layer, slice: (0, 0), collective: 0, stamp: (Stamp::Begun, 0) }
+        let stamp = (Stamp::Begun, 0);
+        Self { kernel, layer, slice: (0, 0), collective: 0, tail: None, stamp }
     }
 
     fn numbered(self, collective: u32) -> Self {
@@ -220,8 +230,12 @@ pub(crate) struct WideLayers {
     target: Vec<LayerShape>,
     drafter: Vec<LayerShape>,
     hidden: u32,
+    /// Bytes of a token's queries.
+    query_bytes: u64,
     /// Whether several ranks each compute a part of what is added to the stream.
     in_parts: bool,
+    /// Whether nothing but the head reads the results of the last layer.
+    ends_untapped: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -251,20 +265,49 @@ impl WideLayers {
             };
             layers.iter().map(shape).collect()
         };
-        let (target, drafter) = (shapes(&constants.layers), shapes(&constants.draft_layers));
-        let in_parts = constants.launch.ranks > 1;
-        Self { target, drafter, hidden: constants.hidden as u32, in_parts }
+        Self {
+            target: shapes(&constants.layers),
+            drafter: shapes(&constants.draft_layers),
+            hidden: constants.hidden as u32,
+            query_bytes: (query_values(constants) * BF16) as u64,
+            in_parts: constants.launch.ranks > 1,
+            ends_untapped: constants.ends_untapped,
+        }
     }
 
     /// The target's launches of a step, from embeddings to the last norm.
     pub(crate) fn target_launches(&self, step: &WideStep) -> Vec<WideLaunch> {
         let embed = WideLaunch::new(WideKernel::Embed, 0).numbered(input_norm_number(0));
         let mut launches = vec![embed];
+        let layers = self.target.len() as u32;
         for (layer, shape) in (0..).zip(&self.target) {
-            self.add_layer(&mut launches, layer, *shape, step);
+            self.add_projections(&mut launches, layer, *shape, step);
+            // A rank that owns some of a step's tokens would not own the last ones.
+            let can_skip = !self.in_parts && self.ends_untapped;
+            if layer + 1 == layers && can_skip && step.tail_count < step.token_count {
+                self.add_tail(&mut launches, *shape, step);
+                return launches;
+            }
+            self.add_network(&mut launches, layer, *shape, step);
         }
-        self.add_input_norm(&mut launches, self.target.len() as u32);
+        self.add_input_norm(&mut launches, layers);
         launches
+    }
+
+    /// The rest of the last layer and the last norm, of the step's last tokens alone.
+    fn add_tail(&self, launches: &mut Vec<WideLaunch>, shape: LayerShape, step: &WideStep) {
+        let (rest, layers) = (launches.len(), self.target.len() as u32);
+        let WideStep { token_count, tail_count, .. } = *step;
+        if tail_count == 0 {
+            return;
+        }
+        let tail_step = WideStep { token_count: tail_count, row_count: 1, ..*step };
+        self.add_network(launches, layers - 1, shape, &tail_step);
+        self.add_input_norm(launches, layers);
+        let first = u64::from(token_count - tail_count);
+        let stream = first * u64::from(self.hidden) * F32 as u64;
+        let tail = Tail { stream, queries: first * self.query_bytes };
+        launches[rest..].iter_mut().for_each(|launch| launch.tail = Some(tail));
     }
 
     /// The launches that gather the wanted tokens, as many as the head takes at a time.
@@ -278,7 +321,8 @@ impl WideLayers {
         })
     }
 
-    fn add_layer(
+    /// The launches of a layer up to its queries, keys and values.
+    fn add_projections(
         &self,
         launches: &mut Vec<WideLaunch>,
         layer: u32,
@@ -287,13 +331,24 @@ impl WideLayers {
     ) {
         let of_layer = |kernel| WideLaunch::new(kernel, layer);
         self.add_input_norm(launches, layer);
-        let choose = |is, kernel, other| of_layer(if is { kernel } else { other });
         let few = step.token_count as usize <= shape.few_tokens;
-        launches.push(choose(few, WideKernel::QkvFew, WideKernel::Qkv));
+        launches.push(of_layer(if few { WideKernel::QkvFew } else { WideKernel::Qkv }));
         launches.extend((!shape.paired).then(|| of_layer(WideKernel::Heads)));
+    }
+
+    /// The others: attention, its output projection and the network.
+    fn add_network(
+        &self,
+        launches: &mut Vec<WideLaunch>,
+        layer: u32,
+        shape: LayerShape,
+        step: &WideStep,
+    ) {
+        let of_layer = |kernel| WideLaunch::new(kernel, layer);
         let rows = step.row_count;
         let many_rows = rows >= shape.many_rows && step.token_count <= rows * SHORT_TOKENS;
-        launches.push(choose(many_rows, WideKernel::WindowRows, WideKernel::Attention));
+        let attention = if many_rows { WideKernel::WindowRows } else { WideKernel::Attention };
+        launches.push(of_layer(attention));
         let number = post_norm_number(layer);
         launches.push(of_layer(WideKernel::Output).numbered(number));
         // On one rank the choice of experts computes what is left of the norm.
@@ -363,6 +418,9 @@ pub(crate) struct WideStep {
     pub(crate) token_count: u32,
     pub(crate) row_count: u32,
     pub(crate) wanted_count: u32,
+    /// The last tokens of its last row, if these are the wanted ones; otherwise all tokens. Other
+    /// tokens need only keys and values of the last layer, unless a drafter taps it.
+    pub(crate) tail_count: u32,
     pub(crate) places: WidePlaces,
 }
 
@@ -371,6 +429,8 @@ pub(crate) struct WideStep {
 pub(crate) struct WidePlaces {
     pub(crate) tokens: usize,
     pub(crate) rows: usize,
+    /// The row of the last tokens alone.
+    pub(crate) tail_row: usize,
     pub(crate) wanted: usize,
     pub(crate) sample_rows: usize,
     pub(crate) sample_wanted: usize,
@@ -383,11 +443,12 @@ impl WidePlaces {
         (token_count, row_count, wanted_count): (usize, usize, usize),
     ) -> Self {
         let rows = tokens + token_count * size_of::<BatchToken>();
-        let sample_rows = rows + row_count * size_of::<BatchRow>();
+        let tail_row = rows + row_count * size_of::<BatchRow>();
+        let sample_rows = tail_row + size_of::<BatchRow>();
         let sample_wanted = sample_rows + row_count * size_of::<SampleRow>();
         let wanted = sample_wanted + wanted_count * size_of::<Wanted>();
         let end = wanted + wanted_count * WORD;
-        Self { tokens, rows, wanted, sample_rows, sample_wanted, end }
+        Self { tokens, rows, tail_row, wanted, sample_rows, sample_wanted, end }
     }
 }
 
@@ -423,7 +484,7 @@ impl WideStep {
         memory: &Memory,
         launch: WideLaunch,
     ) -> WideMemory {
-        WideMemory {
+        let mut own = WideMemory {
             memory: self.place(memory.batch, memory),
             token_count: self.token_count,
             row_count: self.row_count,
@@ -435,7 +496,16 @@ impl WideStep {
             stamp: launch.stamp.0 as u32,
             stamp_place: launch.stamp.1,
             ..*wide
+        };
+        if let Some(Tail { stream, queries }) = launch.tail {
+            let first = u64::from(self.token_count - self.tail_count);
+            own.memory.tokens += first * size_of::<BatchToken>() as u64;
+            own.memory.rows = memory.batch + self.places.tail_row as u64;
+            own.stream += stream;
+            own.queries += queries;
+            (own.token_count, own.row_count) = (self.tail_count, 1);
         }
+        own
     }
 }
 
@@ -453,6 +523,11 @@ fn expert_rows(constants: &Constants, capacity: usize) -> usize {
     })
 }
 
+/// Values of a token's queries: the most of any kind.
+fn query_values(constants: &Constants) -> usize {
+    largest(constants.attentions.len(), &|kind| constants.attentions[kind].query_values())
+}
+
 /// Takes the buffers of steps of up to `capacity` tokens.
 pub(crate) fn memory(
     map: &mut MemoryMap,
@@ -460,9 +535,6 @@ pub(crate) fn memory(
     capacity: usize,
     head_batch: u64,
 ) -> WideMemory {
-    let heads = |of: &dyn Fn(&Attention) -> usize| {
-        largest(constants.attentions.len(), &|kind| of(&constants.attentions[kind]))
-    };
     let network = |of: &dyn Fn(&FeedForward) -> usize| {
         largest(constants.draft_feed_forward, &|kind| of(&constants.feed_forwards[kind]))
     };
@@ -495,7 +567,7 @@ pub(crate) fn memory(
         normed_rows: take("normed_rows", normed_rows),
         inverse_rms: take("inverse_rms", capacity * F32),
         angles: take("angles", capacity * angles),
-        queries: take("queries", capacity * heads(&Attention::query_values) * BF16),
+        queries: take("queries", capacity * query_values(constants) * BF16),
         projected: take("projected", capacity * projected * F32),
         attended: take("attended", operands(constants.outputs(constants.draft_attention))),
         dense_inner: take(
