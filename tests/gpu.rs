@@ -85,6 +85,7 @@ static V2_6_FLASH: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::v2_6_flash(
 static WIDE_EXPERTS: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide_experts()));
 static QWEN3_MOE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_moe_bf16()));
 static QWEN3_FP8: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_moe()));
+static QWEN3_EXPERTS: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_experts()));
 static GPT_OSS: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::gpt_oss()));
 static UNEVEN: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::uneven()));
 static QWEN3_DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_dense()));

@@ -3,6 +3,7 @@
 #include "kilotok/layout/planned.cuh"
 #include "kilotok/phase/drafts.cuh"
 #include "step/context.cuh"
+#include "step/one.cuh"
 #include "step/step.cuh"
 #include "step/verify.cuh"
 
@@ -33,6 +34,19 @@ struct Pass {
   static __device__ __forceinline__ void epilogue(Warp& w) { epilogue_pass<DRAFT, TILES>(w); }
 };
 
+// The same for one token of a model that has code for it.
+template <bool HAS>
+struct OneTokenPass {
+  static constexpr Launch LAUNCH = Launch::Target;
+  static __device__ __forceinline__ void begin(Warp& w) {
+    begin_one(w);
+    __syncthreads();
+  }
+  static __device__ __forceinline__ void consume(Warp& w) { consume_one(w); }
+  static __device__ __forceinline__ void produce(Warp& w) { produce_one(w); }
+  static __device__ __forceinline__ void epilogue(Warp& w) { epilogue_one(w); }
+};
+
 template <int TILES>
 struct Context {
   static constexpr Launch LAUNCH = Launch::DraftContext;
@@ -41,6 +55,11 @@ struct Context {
   static __device__ __forceinline__ void produce(Warp& w) { produce_context<TILES>(w); }
   static __device__ __forceinline__ void epilogue(Warp& w) { epilogue_context(w); }
 };
+
+template <bool HAS>
+__device__ __forceinline__ void run_if(const Memory& memory) {
+  if constexpr (HAS) run<OneTokenPass<HAS>>(memory);
+}
 
 // Records the time of the drafter's progress; later launches of a step overwrite it.
 __device__ __forceinline__ void note_drafted(const Memory& memory) {
@@ -61,6 +80,8 @@ extern "C" __device__ const unsigned THREAD_COUNT = THREADS;
 // The largest number of tokens of the kernels for one tile. Those with `_many` in their names take
 // more.
 extern "C" __device__ const unsigned ONE_TILE = TILE_TOKENS;
+// Whether there is a kernel for one token, `target_one`.
+extern "C" __device__ const unsigned HAS_ONE_TOKEN = HAS_ONE;
 
 // Copies a step's plan from the host's memory to the GPU's, and acknowledges the doorbell. Each CTA
 // copies PLAN_CTA_BYTES, repeatedly if there are too few CTAs.
@@ -123,6 +144,10 @@ extern "C" __global__ void __launch_bounds__(READ_THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     target(const __grid_constant__ Memory memory) {
   run<Pass<false, 1>>(memory);
+}
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    target_one(const __grid_constant__ Memory memory) {
+  run_if<HAS_ONE>(memory);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     target_many(const __grid_constant__ Memory memory) {

@@ -9,8 +9,8 @@ use kilotok_testkit::host::{Drafts, Host, How, Reply, Request};
 use kilotok_weights::Checkpoint;
 
 use crate::{
-    DEMO, GPT_OSS, PRO, PRO_DENSE, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, V2_6_FLASH,
-    WIDE_EXPERTS, cuda_wide, wide,
+    DEMO, GPT_OSS, PRO, PRO_DENSE, QWEN3_DENSE, QWEN3_EXPERTS, QWEN3_FP8, QWEN3_MOE, TILE,
+    V2_6_FLASH, WIDE_EXPERTS, cuda_wide, wide,
 };
 
 /// Tokens of the prompt: more than twice the number that a CTA of the wide pass multiplies, more
@@ -91,6 +91,11 @@ fn wide_steps_of_families_have_the_narrow_passes_bits() {
     compare("qwen3 fp8", &QWEN3_FP8, 1, &CASES[1..]);
     compare("qwen3 moe", &QWEN3_MOE, 2, &CASES[1..]);
     compare("v2.6 flash", &V2_6_FLASH, 1, &CASES);
+}
+
+#[test]
+fn wide_steps_have_the_bits_of_the_kernel_for_one_token() {
+    compare("qwen3 experts", &QWEN3_EXPERTS, 1, &CASES);
 }
 
 #[test]

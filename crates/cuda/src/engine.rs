@@ -120,15 +120,15 @@ impl CudaEngine {
         let step_max = self.collectives_max * launches + wide::HEADS_MAX;
         self.collectives = self.collectives.wrapping_add(step_max);
         self.host.lists.write()[..upload.lists.len()].copy_from_slice(&upload.lists);
-        let step =
-            Shape::of(upload, self.ranks[0].tile_tokens(), upload.bytes(&self.host.upload_places));
+        let narrow = self.ranks[0].narrow();
+        let step = Shape::of(upload, narrow, upload.bytes(&self.host.upload_places));
         let fits = self.ahead.take().is_some_and(|ahead| ahead.fits(&step));
         if !(fits && upload.copies.is_empty() && self.answer(upload, collectives)) {
             self.start_now(upload, collectives, &step)?;
         }
         let progress = self.ranks.iter().map(Rank::progress);
         let watch = Watch::new(self.number, progress, now());
-        self.start_ahead(step.ahead(self.host.upload_places.bytes))?;
+        self.start_ahead(step.ahead(narrow, self.host.upload_places.bytes))?;
         Ok(watch)
     }
 
@@ -174,9 +174,11 @@ impl CudaEngine {
     fn launch_all(&mut self) -> Result<(), RankFailure> {
         let _nothing_pending = dismiss_pending();
         let narrow = [Tiles::One, Tiles::Many].map(|tiles| (Target::Narrow(tiles), tiles));
+        let one_token = (Target::OneToken, Tiles::One);
+        let one_token = self.ranks[0].narrow().has_one_token.then_some(one_token);
         let wide = (Target::Wide(WideStep::default()), Tiles::One);
         let wide = self.wide_above.map(|_| wide);
-        for (target, tiles) in narrow.into_iter().chain(wide) {
+        for (target, tiles) in narrow.into_iter().chain(one_token).chain(wide) {
             self.number = self.number.wrapping_add(1);
             self.host.write_nothing(self.number);
             self.doorbell.ring(self.number);

@@ -10,7 +10,7 @@ use kilotok_abi::{
 };
 use kilotok_engine::{EngineError, PhaseTime, StepTimes};
 
-use crate::chain::{Shape, Target, Tiles};
+use crate::chain::{Narrow, Shape, Target, Tiles};
 use crate::constants::Constants;
 use crate::driver::doorbell::Doorbell;
 use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned, Start, now};
@@ -24,11 +24,12 @@ use crate::wide::{WideKernel, WideLaunch, WideLayers, WideStep};
 /// How long after its beginning a launch may wait for anything. A whole pass of the largest model
 /// takes milliseconds.
 pub(crate) const WAIT_MAX_MS: u32 = 1000;
-/// Names of constants in the kernels: shared memory and threads of a CTA, and the most tokens of
-/// the kernels for one tile.
+/// Names of constants in the kernels: shared memory and threads of a CTA, the most tokens of the
+/// kernels for one tile, and whether there is one for one token.
 const SHARED_BYTES: &str = "SHARED_BYTES";
 const THREAD_COUNT: &str = "THREAD_COUNT";
 const ONE_TILE: &str = "ONE_TILE";
+const HAS_ONE_TOKEN: &str = "HAS_ONE_TOKEN";
 /// Shared memory of a CTA of the wide pass.
 const WIDE_SHARED_BYTES: &str = "WIDE_SHARED_BYTES";
 /// Threads of a CTA of the kernel that measures how fast memory is read.
@@ -44,8 +45,9 @@ const PLAN_THREADS: usize = PLAN_CTA_BYTES / PLAN_THREAD_BYTES;
 /// The launches of a step; each is a kernel of that name in `kernels/step`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
-    /// The target's layers over all tokens, to logits.
+    /// The target's layers over all tokens, to logits; over one token by a kernel for it alone.
     Target(Tiles),
+    OneToken,
     /// Sampling and verification by the logits of all ranks. After the wide pass, which samples in
     /// launches of its own, verification alone.
     Verify(Target),
@@ -84,8 +86,7 @@ pub(crate) struct Rank {
     results: Pinned,
     grid: u32,
     thread_count: u32,
-    /// Tokens of a tile.
-    tile_tokens: usize,
+    narrow: Narrow,
     kernels: Kernels,
     wide_layers: WideLayers,
     pub(crate) doorbell: Arc<Doorbell>,
@@ -98,6 +99,8 @@ struct Kernels {
     take_plan: Kernel,
     read_memory: (Kernel, u32),
     target: Tiled,
+    /// The target over one token.
+    one_token: Option<Kernel>,
     verify: Kernel,
     /// Context and rows, of a model with a drafter.
     draft: Option<(Tiled, Tiled)>,
@@ -154,6 +157,7 @@ impl Rank {
         let arguments = layout.arguments(&target, results.address());
         let module = Module::load(device, cubin)?;
         let wide = arguments.wide.map(|_| wide_kernels(&module)).transpose()?;
+        let kernels = kernels(&module, constants.draft_rows > 0)?;
         let rank = Self {
             index,
             device: device.clone(),
@@ -163,8 +167,11 @@ impl Rank {
             results,
             grid: constants.launch.grid as u32,
             thread_count: module.constant(THREAD_COUNT)?,
-            tile_tokens: module.constant(ONE_TILE)? as usize,
-            kernels: Kernels { wide, ..kernels(&module, constants.draft_rows > 0)? },
+            narrow: Narrow {
+                tile_tokens: module.constant(ONE_TILE)? as usize,
+                has_one_token: kernels.one_token.is_some(),
+            },
+            kernels: Kernels { wide, ..kernels },
             wide_layers: WideLayers::new(constants),
             doorbell: doorbell.clone(),
             _module: module,
@@ -207,20 +214,20 @@ impl Rank {
         self.memory.write(to as usize, bytemuck::bytes_of(peers))
     }
 
-    pub(crate) fn tile_tokens(&self) -> usize {
-        self.tile_tokens
+    pub(crate) fn narrow(&self) -> Narrow {
+        self.narrow
     }
 
     /// The launches of a chain, the same on all ranks.
     pub(crate) fn passes(&self, shape: &Shape) -> Vec<Pass> {
         let mut passes = Vec::new();
+        let mut narrow = |target, tiles| {
+            passes.extend([target, Pass::Verify(shape.target)]);
+            passes.extend(self.kernels.draft.as_ref().map(|_| Pass::DraftContext(tiles)));
+        };
         match shape.target {
-            Target::Narrow(tiles) => {
-                passes.extend([Pass::Target(tiles), Pass::Verify(shape.target)]);
-                if self.kernels.draft.is_some() {
-                    passes.push(Pass::DraftContext(tiles));
-                }
-            }
+            Target::OneToken => narrow(Pass::OneToken, Tiles::One),
+            Target::Narrow(tiles) => narrow(Pass::Target(tiles), tiles),
             Target::Wide(step) => {
                 let wide = |launch| Pass::Wide(launch, step);
                 let layers = &self.wide_layers;
@@ -307,14 +314,21 @@ impl Rank {
     }
 
     fn launch_pass(&self, pass: Pass) -> Result<(), DriverError> {
-        let Self { arguments, kernels: Kernels { target, verify, draft, wide, .. }, .. } = self;
+        let Self { arguments, kernels: Kernels { target, one_token, .. }, .. } = self;
+        let Kernels { verify, draft, wide, .. } = &self.kernels;
         let all = (self.grid, self.thread_count);
         let has_wide = || wide.as_ref().expect("the wide pass has kernels where it is taken");
         let kernels = draft.as_ref().ok_or(pass);
         let no_drafter = |pass| panic!("{pass:?} of a model without a drafter");
         match pass {
             Pass::Target(tiles) => launch(target.of(tiles), all, &arguments.target),
-            Pass::Verify(Target::Narrow(_)) => launch(verify, all, &arguments.verify),
+            Pass::OneToken => {
+                let kernel = one_token.as_ref().expect("it is taken where there is one");
+                launch(kernel, all, &arguments.target)
+            }
+            Pass::Verify(Target::OneToken | Target::Narrow(_)) => {
+                launch(verify, all, &arguments.verify)
+            }
             Pass::Verify(Target::Wide(step)) => {
                 launch(&has_wide().verify, all, &step.sampling(&arguments.verify, 0))
             }
@@ -514,6 +528,9 @@ fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
         take_plan: module.kernel("take_plan", 0)?,
         read_memory: (module.kernel("read_memory", 0)?, module.constant(READ_THREAD_COUNT)?),
         target: tiled("target")?,
+        one_token: (module.constant(HAS_ONE_TOKEN)? != 0)
+            .then(|| kernel("target_one"))
+            .transpose()?,
         verify: kernel("verify")?,
         draft: if drafter { Some((tiled("draft_context")?, tiled("draft_rows")?)) } else { None },
         wide: None,

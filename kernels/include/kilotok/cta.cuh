@@ -188,6 +188,15 @@ __device__ __forceinline__ void with_kind(int kind, F f) {
   }
 }
 
+// Calls `f` with each of the constants FIRST to END - 1.
+template <int FIRST, int END, class F>
+__device__ __forceinline__ void with_each_kind(F f) {
+  if constexpr (FIRST < END) {
+    f(Constant<FIRST>{});
+    with_each_kind<FIRST + 1, END>(f);
+  }
+}
+
 template <class A, class B>
 constexpr bool IS_SAME = false;
 template <class A>
@@ -200,6 +209,15 @@ __host__ __device__ constexpr int first_like() {
     return FIRST;
   else
     return first_like<M, FIRST + 1, KIND>();
+}
+
+// Calls `f` with one kind of FIRST to END - 1 for each matrix.
+template <template <int> class M, int FIRST, int END, class F>
+__device__ __forceinline__ void with_each_matrix(F f) {
+  with_each_kind<FIRST, END>([&](auto k) {
+    constexpr int KIND = decltype(k)::value;
+    if constexpr (first_like<M, FIRST, KIND>() == KIND) f(k);
+  });
 }
 
 // Calls `f` with the first of the kinds FIRST to END - 1 that has the same matrix as `kind`. So

@@ -202,6 +202,11 @@ pub(super) fn qwen3_moe() -> Value {
     })
 }
 
+/// The same with experts in every layer, and heads of 64.
+pub(super) fn qwen3_experts() -> Value {
+    with_fields(qwen3_moe(), &json!({ "mlp_only_layers": [], "head_dim": 64 }))
+}
+
 /// The same with a dense network in every layer.
 pub(super) fn qwen3_dense() -> Value {
     with_fields(qwen3_moe(), &json!({ "mlp_only_layers": [0, 1, 2, 3] }))

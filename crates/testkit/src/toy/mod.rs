@@ -50,6 +50,7 @@ impl Toy {
             "v2_6_flash" => Some(Self::v2_6_flash()),
             "qwen3_moe" => Some(Self::qwen3_moe()),
             "qwen3_moe_bf16" => Some(Self::qwen3_moe_bf16()),
+            "qwen3_experts" => Some(Self::qwen3_experts()),
             "qwen3_dense" => Some(Self::qwen3_dense()),
             "gpt_oss" => Some(Self::gpt_oss()),
             _ => None,
@@ -110,6 +111,11 @@ impl Toy {
     /// The same form in BF16.
     pub fn qwen3_moe_bf16() -> Self {
         Self::draw("qwen3_moe_bf16", config::unquantised(config::qwen3_moe()), None, 17)
+    }
+
+    /// The same in FP8 with experts in every layer: CUDA has a kernel for one token of it.
+    pub fn qwen3_experts() -> Self {
+        Self::draw("qwen3_experts", config::qwen3_experts(), None, 17)
     }
 
     /// The same without experts, and with a drafter: biases, YaRN, no mask of its own.

@@ -34,6 +34,9 @@ inline uint2 load_l2_pair(const void* p) { return *static_cast<const uint2*>(p);
 inline uint64_t load_l2(const uint64_t* p) { return *static_cast<const volatile uint64_t*>(p); }
 inline void store_l2(uint32_t* p, uint32_t v) { *static_cast<volatile uint32_t*>(p) = v; }
 inline void store_l2(uint16_t* p, uint16_t v) { *static_cast<volatile uint16_t*>(p) = v; }
+inline void store_l2_pair(void* p, const uint2& v) {
+  *static_cast<volatile uint64_t*>(p) = v.x | static_cast<uint64_t>(v.y) << 32;
+}
 inline void store_system(void* p, const uint4& v) {
   _mm_store_si128(static_cast<__m128i*>(p),
                   _mm_load_si128(reinterpret_cast<const __m128i*>(&v)));

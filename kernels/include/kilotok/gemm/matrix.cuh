@@ -195,6 +195,16 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, float (&acc)[1][4]) const {
+    if constexpr (HELD)
+      multiply(cta, ring, acc, [&](int step, OperandChunk (&x)[1]) { x[0] = held[step][0]; });
+    else
+      multiply(cta, ring, acc, [&](int step, OperandChunk (&x)[1]) { load(cta, step, x); });
+  }
+
+  // Multiplies one unit; `operand(step, x)` gets a step's part of the operand.
+  template <class Operand>
+  static __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, float (&acc)[1][4],
+                                                  Operand operand) {
     // A chunk is loaded while the previous one is multiplied.
     Ring ahead = ring;
     Chunk<M::FORMAT> chunk;
@@ -202,15 +212,10 @@ struct Multiplier {
 #pragma unroll(HELD ? M::STEPS : 1)
     for (int step = 0; step < M::STEPS; step++) {
       OperandChunk x[1];
-      if constexpr (!HELD) load(cta, step, x);
+      operand(step, x);
       Chunk<M::FORMAT> next = chunk;
       if (step + 1 < M::STEPS) fetch(cta, ahead, step + 1, next);
-      if (M::has_columns(step, cta.warp() % M::COLUMN_WARPS)) {
-        if constexpr (HELD)
-          chunk.multiply(acc, held[step]);
-        else
-          chunk.multiply(acc, x);
-      }
+      if (M::has_columns(step, cta.warp() % M::COLUMN_WARPS)) chunk.multiply(acc, x);
       chunk = next;
       if (step % M::PAGE_STEPS == M::PAGE_STEPS - 1 || step == M::STEPS - 1)
         ring.release(cta.lane());

@@ -20,12 +20,13 @@
 namespace kilotok {
 
 template <int KIND>
-__device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile, int strip,
-                                               const TileSums& sums, const float (&sinks)[2]) {
+__device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile, int row_of_tile,
+                                               int strip, const TileSums& sums,
+                                               const float (&sinks)[2]) {
   constexpr Attention A = ATTENTIONS[KIND];
   static_assert(A.v_dim % 8 == 0, "pairs of eight dimensions lie 16 bytes apart");
   const int lane = cta.lane(), dim = strip * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
-  char* to = at<char>(cta.memory.attended) + Attended<KIND>::row(tile.token);
+  char* to = at<char>(cta.memory.attended) + Attended<KIND>::row(row_of_tile);
 #pragma unroll
   for (int row = 0; row < 2; row++) {
     const int in_tile = row * 8 + lane / 4;
@@ -34,8 +35,8 @@ __device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile,
     const float factor = softmax_scale<KIND>(sums.softmax[row], sinks[row]);
 #pragma unroll
     for (int i = 0; i < 8; i += 2)
-      *reinterpret_cast<uint32_t*>(pairs + i * 8) =
-          ptx::pack_bf16(sums.values[row][i] * factor, sums.values[row][i + 1] * factor);
+      ptx::store_l2(reinterpret_cast<uint32_t*>(pairs + i * 8),
+                    ptx::pack_bf16(sums.values[row][i] * factor, sums.values[row][i + 1] * factor));
   }
 }
 
@@ -56,9 +57,11 @@ __device__ __forceinline__ void load_around(Cta& cta, PendingBarrier& barrier,
   queries.load(cta, tile);
 }
 
-template <int KIND>
+// `row_of(token)` is the row of the output projection's operand.
+template <int KIND, class RowOf>
 __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer,
-                                              const HeldBatch& batch, SumMemory& sums) {
+                                              const HeldBatch& batch, SumMemory& sums,
+                                              int token_count, RowOf row_of) {
   using T = HeadTiles<KIND>;
   constexpr Attention A = ATTENTIONS[KIND];
   constexpr int TILES = A.kv_heads * T::COUNT;
@@ -69,7 +72,7 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   PendingBarrier barrier = {false};
   // Counted from the last CTA: the last ones have no projections, or fewer (`Matrix::CTAS`).
 #pragma unroll 1
-  for (int unit = GRID - 1 - cta.index(); unit < batch.token_count() * TILES; unit += GRID) {
+  for (int unit = GRID - 1 - cta.index(); unit < token_count * TILES; unit += GRID) {
     const int token = unit / TILES, kv_head = unit % TILES / T::COUNT;
     const uint32_t position = batch.tokens[token].position;
     const BatchRow& row = batch.rows[batch.tokens[token].row];
@@ -89,7 +92,7 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
     attend<KIND>(cta, reinterpret_cast<Shared&>(sums.scratch), held, queries, 1,
                  [&](int) { return tile; },
                  [&](int, const Tile&, int strip, const TileSums& result) {
-                   store_attended<KIND>(cta, tile, strip, result, sinks);
+                   store_attended<KIND>(cta, tile, row_of(tile.token), strip, result, sinks);
                  });
   }
   barrier.wait(cta);
@@ -223,7 +226,8 @@ __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const H
     attend_chunks<KIND>(cta, KvCache(layer), batch, pairs[KIND],
                         reinterpret_cast<Shared&>(sums.scratch), OWN);
   } else {
-    attend_window<KIND>(cta, layer, batch, sums);
+    attend_window<KIND>(cta, layer, batch, sums, batch.token_count(),
+                        [](int token) { return token; });
   }
 }
 

@@ -93,8 +93,9 @@ struct HeadPair {
   }
 };
 
-// Epilogue and consumers: stores the products of a projection whose rows lie in pairs.
-template <int KIND>
+// Epilogue and consumers: stores the products of a projection whose rows lie in pairs. ONE: of one
+// token.
+template <int KIND, bool ONE = false>
 struct StoreHeads {
   using Pair = HeadPair<KIND>;
   using T = HeadTiles<KIND>;
@@ -117,6 +118,7 @@ struct StoreHeads {
   __device__ __forceinline__ int token(int tile, int lane, int j) const {
     return tile * TILE_TOKENS + lane % 4 * 2 + j;
   }
+  __device__ __forceinline__ int token_count() const { return ONE ? 1 : batch.token_count(); }
 
   __device__ __forceinline__ Ahead ahead(int unit, int, int tile, int lane) const {
     const Pair pair(unit, lane);
@@ -124,7 +126,7 @@ struct StoreHeads {
     a.bias = load_biases<KIND>(biases, unit, lane / 4);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-      const int t = smaller(token(tile, lane, j), batch.token_count() - 1);
+      const int t = smaller(token(tile, lane, j), token_count() - 1);
       const float2* turns = at<const float2>(memory.angles) +
                             (use.kind * TOKENS_MAX + t) * ROPE_PAIRS_MAX + pair.first;
       if (pair.rotated) a.turns[j] = *turns;
@@ -140,7 +142,7 @@ struct StoreHeads {
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int t = token(tile, lane, j);
-      if (t >= batch.token_count()) continue;
+      if (t >= token_count()) continue;
       float a = j == 0 ? v.x : v.y, b = j == 0 ? v.z : v.w;
       pair.finish(a, b, stream.inverse_rms[t], use.value_scale, ahead.bias, ahead.turns[j]);
       if (pair.is_query) {
@@ -162,6 +164,12 @@ struct StoreHeads {
     store(unit, row_tile, tile, lane, v, ahead(unit, row_tile, tile, lane));
   }
 };
+
+// A dimension after its rotation; `other` is the one that it is rotated with, negative for the
+// first of the two. All passes round the two products in this order.
+__device__ __forceinline__ float rotate(float own, float other, const float2& turn) {
+  return __fmaf_rn(own, turn.x, __fmul_rn(other, turn.y));
+}
 
 // One head of a token: a lane has dimensions lane, lane + 32 and so on, and for the first of them
 // also the dimension that it is rotated with.
@@ -213,7 +221,7 @@ struct Head {
       if (dim >= 2 * A.rope_pairs) continue;
       const bool first = dim < A.rope_pairs;
       const float2 turn = angles[first ? dim : dim - A.rope_pairs];
-      values[i] = values[i] * turn.x + (first ? -partners[i] : partners[i]) * turn.y;
+      values[i] = rotate(values[i], first ? -partners[i] : partners[i], turn);
     }
   }
 

@@ -121,10 +121,11 @@ struct SortedRows {
            half_offset(column);
   }
 
-  // The warps that multiply an expert with one token: copy its row into shared memory. Values are
-  // POLLED, or a barrier came before.
+  // The warps that multiply an expert with one token: copy its row, counted from row `begin` on,
+  // into shared memory. Values are POLLED, or a barrier came before.
   template <bool POLLED>
-  static __device__ __forceinline__ void fetch(const Cta& cta, SumMemory& scratch, int row) {
+  static __device__ __forceinline__ void fetch(const Cta& cta, SumMemory& scratch, int row,
+                                               int begin = 0) {
     const int first = cta.warp() / M::COLUMN_WARPS * 32 + cta.lane();
     // Beyond the last piece, the last again.
     const auto own = [&](int i) { return smaller(first + i * M::ROW_TILES * 32, ROW_PIECES - 1); };
@@ -134,7 +135,7 @@ struct SortedRows {
 #pragma unroll
       for (int i = 0; i < LOADS; i++)
         v[i] = ptx::load_l2(static_cast<const void*>(
-            run(cta.memory, own(i) / RUN_PIECES, row) + own(i) % RUN_PIECES * 16));
+            run(cta.memory, own(i) / RUN_PIECES, begin + row) + own(i) % RUN_PIECES * 16));
 #pragma unroll
       for (int i = 0; i < LOADS; i++) missing |= missing_halves(v[i]);
       return missing == 0;

@@ -62,6 +62,27 @@ struct StoreProjected {
   }
 };
 
+// Epilogue: publishes the products of one token in a row of `projected`.
+template <int KIND>
+struct PublishProjected {
+  const Memory& memory;
+  const StreamMemory& stream;
+  const float* biases;
+  int projected_row;
+
+  __device__ __forceinline__ void operator()(int unit, int, int, int lane, const float4& v) const {
+    constexpr int ROW_COUNT = QkvMatrix<KIND>::ROWS;
+    constexpr bool BIAS = ATTENTIONS[KIND].bias;
+    if (lane % 4 != 0) return;
+    const float2 bias = load_biases<KIND>(biases, unit, lane / 4);
+    const int row = unit * 16 + lane / 4;
+    float* to = at<float>(memory.projected) + projected_row * PROJECTED_ROWS + row;
+    const float scale = stream.inverse_rms[0];
+    if (row < ROW_COUNT) publish(to, scale_product<BIAS>(v.x, scale, bias.x));
+    if (row + 8 < ROW_COUNT) publish(to + 8, scale_product<BIAS>(v.z, scale, bias.y));
+  }
+};
+
 // Consumers and epilogue: store an owner's products of the output projection and its biases, which
 // are zeros on all ranks but the first.
 template <int KIND>

@@ -90,6 +90,11 @@ __device__ __forceinline__ void store_l2(uint16_t* p, uint16_t v) {
   asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(p), "h"(v) : "memory");
 }
 
+__device__ __forceinline__ void store_l2_pair(void* p, const uint2& v) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y)
+               : "memory");
+}
+
 // Stores four words, each of which is visible as a whole.
 __device__ __forceinline__ void store_l2(void* p, const uint4& v) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x),
