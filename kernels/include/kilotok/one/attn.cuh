@@ -62,7 +62,8 @@ __device__ __forceinline__ void for_each_chunk(const OneTokenChunks& chunks, Vis
   }
 }
 
-// Producer: copies the keys and values from before the token. As `produce_keys`.
+// Producer: copies the keys and values from before the token. As `produce_keys`, whose copy of a
+// page as a function of its own would cost `target` 500 instructions of addresses.
 template <int KIND>
 __device__ __forceinline__ void produce_keys_of_one(const Cta& cta, Ring& ring,
                                                     const LayerMemory& layer,
@@ -208,7 +209,7 @@ struct OneTile {
   using T = HeadTiles<KIND>;
   using P = KeyPage<KIND>;
   static constexpr Attention A = ATTENTIONS[KIND];
-  static constexpr int RUNS = ONE_RUNS<KIND>, GROUPS = PIECE_KEYS / GROUP_KEYS;
+  static constexpr int RUNS = ONE_RUNS<KIND>, GROUPS = PIECE_GROUPS;
   static constexpr int VALUE_WARPS = A.v_dim / 8 / RUNS;
   static_assert(VALUE_WARPS <= ONE_WARPS && VALUE_WARPS * RUNS * 8 == A.v_dim, "whole runs");
 
@@ -259,10 +260,11 @@ struct OneTile {
     const uint32_t begin = first + warp * PIECE_KEYS;
     if (warp < ONE_WARPS) {
       if (begin < end)
-        multiply_keys(pages[warp / (ONE_WARPS / 2)] +
-                          warp % (ONE_WARPS / 2) * (PIECE_KEYS * P::KEY_BYTES),
-                      scores);
-      mask(scores, begin + lane % 4 * 2, end);
+        multiply_piece<KIND>(lane,
+                             pages[warp / (ONE_WARPS / 2)] +
+                                 warp % (ONE_WARPS / 2) * (PIECE_KEYS * P::KEY_BYTES),
+                             queries, scores);
+      mask_piece(lane, scores, begin + lane % 4 * 2, end, scratch.largest[warp]);
     }
     cta.sync();
     if (warp < ONE_WARPS) weigh(scores);
@@ -297,46 +299,6 @@ struct OneTile {
  private:
   static __device__ __forceinline__ void publish_pair(float* to, float first, float second) {
     ptx::store_l2_pair(to, make_uint2(published_word(first), published_word(second)));
-  }
-
-  __device__ __forceinline__ void multiply_keys(uint32_t keys, float (&scores)[GROUPS][4]) const {
-    uint4 loaded[T::STEPS][GROUPS];
-#pragma unroll
-    for (int step = 0; step < T::STEPS; step++) load_keys<KIND>(lane, keys, step, loaded[step]);
-#pragma unroll
-    for (int step = 0; step < T::STEPS; step++) {
-      const uint4 &low = queries[step][0], &high = queries[step][1];
-      const uint32_t a[4] = {low.x, low.y, low.z, low.w};
-      const uint32_t b[4] = {high.x, high.y, high.z, high.w};
-#pragma unroll
-      for (int group = 0; group < GROUPS; group++)
-        ptx::mma(scores[group], a, loaded[step][group].x, loaded[step][group].y);
-#pragma unroll
-      for (int group = 0; group < GROUPS; group++)
-        ptx::mma(scores[group], b, loaded[step][group].z, loaded[step][group].w);
-    }
-  }
-
-  __device__ __forceinline__ void mask(float (&scores)[GROUPS][4], uint32_t position,
-                                       uint32_t end) const {
-#pragma unroll
-    for (int row = 0; row < 2; row++) {
-      float most = LOWEST;
-#pragma unroll
-      for (int group = 0; group < GROUPS; group++)
-#pragma unroll
-        for (int i = row * 2; i < row * 2 + 2; i++) {
-          float& s = scores[group][i];
-          // As in StreamedTile.
-          s = fmaf(s, 0.0f, s);
-          if (position + group * GROUP_KEYS + i % 2 >= end) s = LOWEST;
-          most = fmaxf(most, s);
-        }
-#pragma unroll
-      for (int distance = 1; distance < 4; distance *= 2)
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, distance));
-      if (lane % 4 == 0) scratch.largest[warp][row * 8 + lane / 4] = most;
-    }
   }
 
   // The largest score of a row's head so far, given that before these KEYS_AT_ONCE.

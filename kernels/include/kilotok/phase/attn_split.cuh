@@ -24,6 +24,57 @@ constexpr bool SPLITS = STREAMED<KIND> && HIDDEN <= SPLIT_HIDDEN_MAX &&
 // Tiles for which there are warps.
 constexpr int SPLIT_TILES = CONSUMER_WARPS / SPLIT_WARPS;
 
+// Groups of keys of a piece.
+constexpr int PIECE_GROUPS = PIECE_KEYS / GROUP_KEYS;
+
+// Multiplies a tile's queries with a piece of keys.
+template <int KIND>
+__device__ __forceinline__ void multiply_piece(
+    int lane, uint32_t keys, const uint4 (&queries)[HeadTiles<KIND>::STEPS][2],
+    float (&scores)[PIECE_GROUPS][4]) {
+  constexpr int STEPS = HeadTiles<KIND>::STEPS;
+  uint4 loaded[STEPS][PIECE_GROUPS];
+#pragma unroll
+  for (int step = 0; step < STEPS; step++) load_keys<KIND>(lane, keys, step, loaded[step]);
+#pragma unroll
+  for (int step = 0; step < STEPS; step++) {
+    const uint4 &low = queries[step][0], &high = queries[step][1];
+    const uint32_t a[4] = {low.x, low.y, low.z, low.w};
+    const uint32_t b[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int group = 0; group < PIECE_GROUPS; group++)
+      ptx::mma(scores[group], a, loaded[step][group].x, loaded[step][group].y);
+#pragma unroll
+    for (int group = 0; group < PIECE_GROUPS; group++)
+      ptx::mma(scores[group], b, loaded[step][group].z, loaded[step][group].w);
+  }
+}
+
+// Masks a lane's scores of a piece, the first of which is of the key at `first`: keys from `end` on
+// are not visible. Stores the largest score of each head.
+__device__ __forceinline__ void mask_piece(int lane, float (&scores)[PIECE_GROUPS][4],
+                                           uint32_t first, uint32_t end,
+                                           float (&largest)[TILE_HEADS]) {
+#pragma unroll
+  for (int row = 0; row < 2; row++) {
+    float most = LOWEST;
+#pragma unroll
+    for (int group = 0; group < PIECE_GROUPS; group++)
+#pragma unroll
+      for (int i = row * 2; i < row * 2 + 2; i++) {
+        float& s = scores[group][i];
+        // As in StreamedTile.
+        s = fmaf(s, 0.0f, s);
+        if (first + group * GROUP_KEYS + i % 2 >= end) s = LOWEST;
+        most = fmaxf(most, s);
+      }
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2)
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, distance));
+    if (lane % 4 == 0) largest[row * 8 + lane / 4] = most;
+  }
+}
+
 // What the warps of a tile exchange: the largest score of each piece of a page, by head, and the
 // weights of the pieces, as operand A.
 struct SplitExchange {
@@ -45,7 +96,7 @@ struct SplitTile {
   using P = KeyPage<KIND>;
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int RUNS = SPLIT_RUNS<KIND>;
-  static constexpr int GROUPS = PIECE_KEYS / GROUP_KEYS;
+  static constexpr int GROUPS = PIECE_GROUPS;
 
   SplitExchange& exchange;
   // The number of the barrier of the tile's warps, and this warp's number among them.
@@ -77,27 +128,10 @@ struct SplitTile {
   __device__ __forceinline__ void attend(int lane, uint32_t page, uint32_t position,
                                          uint32_t end) {
     float scores[GROUPS][4] = {};
-    multiply_keys(lane, page + part * (PIECE_KEYS * P::KEY_BYTES), scores);
+    multiply_piece<KIND>(lane, page + part * (PIECE_KEYS * P::KEY_BYTES), queries, scores);
     const uint32_t first = position + part * PIECE_KEYS + lane % 4 * 2;
     auto& pieces = exchange.largest;
-#pragma unroll
-    for (int row = 0; row < 2; row++) {
-      float most = LOWEST;
-#pragma unroll
-      for (int group = 0; group < GROUPS; group++)
-#pragma unroll
-        for (int i = row * 2; i < row * 2 + 2; i++) {
-          float& s = scores[group][i];
-          // As in StreamedTile.
-          s = fmaf(s, 0.0f, s);
-          if (first + group * GROUP_KEYS + i % 2 >= end) s = LOWEST;
-          most = fmaxf(most, s);
-        }
-#pragma unroll
-      for (int distance = 1; distance < 4; distance *= 2)
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, distance));
-      if (lane % 4 == 0) pieces[part][row * 8 + lane / 4] = most;
-    }
+    mask_piece(lane, scores, first, end, pieces[part]);
     ptx::sync_threads<SPLIT_WARPS * 32>(barrier);
     // The largest score so far, up to each KEYS_AT_ONCE of the page.
     constexpr int TURNS = PAGE_KEYS / KEYS_AT_ONCE;
@@ -152,25 +186,6 @@ struct SplitTile {
  private:
   __device__ __forceinline__ bool has_values() const {
     return SPLIT_WARPS * RUNS == A.v_dim / 8 || part * RUNS < A.v_dim / 8;
-  }
-
-  __device__ __forceinline__ void multiply_keys(int lane, uint32_t keys,
-                                                float (&scores)[GROUPS][4]) const {
-    uint4 loaded[T::STEPS][GROUPS];
-#pragma unroll
-    for (int step = 0; step < T::STEPS; step++) load_keys<KIND>(lane, keys, step, loaded[step]);
-#pragma unroll
-    for (int step = 0; step < T::STEPS; step++) {
-      const uint4 &low = queries[step][0], &high = queries[step][1];
-      const uint32_t a[4] = {low.x, low.y, low.z, low.w};
-      const uint32_t b[4] = {high.x, high.y, high.z, high.w};
-#pragma unroll
-      for (int group = 0; group < GROUPS; group++)
-        ptx::mma(scores[group], a, loaded[step][group].x, loaded[step][group].y);
-#pragma unroll
-      for (int group = 0; group < GROUPS; group++)
-        ptx::mma(scores[group], b, loaded[step][group].z, loaded[step][group].w);
-    }
   }
 
   __device__ __forceinline__ void rescale(const float (&most)[2]) {
