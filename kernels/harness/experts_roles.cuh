@@ -91,7 +91,8 @@ struct ExpertsRoles {
   }
 
   static __device__ __forceinline__ void produce(Warp& w, const Work& work) {
-    uint32_t taken = 0, count = 0;
+    uint32_t taken = 0;
+    RowCounts counts = {};
     LayerMemory layer = {};
     layer.gate_up = work.gate_up;
     layer.down = work.down;
@@ -103,9 +104,9 @@ struct ExpertsRoles {
           produce_dense<TILES_MAX>(w, work);
       } else {
         if (w.tiles() == 1)
-          produce_experts<KIND, 1>(w, layer, count, taken);
+          produce_experts<KIND, 1>(w, layer, counts, taken);
         else
-          produce_experts<KIND, TILES_MAX>(w, layer, count, taken);
+          produce_experts<KIND, TILES_MAX>(w, layer, counts, taken);
       }
     }
   }

@@ -330,28 +330,31 @@ __device__ __forceinline__ void consume_layers(Warp& w) {
   }
 }
 
-// Producer: the experts of a network. `count` is the number of operands before it in the launch,
-// `taken` the number of requests for units.
+// Producer: the experts of a network. `counts` are the operands before it in the launch, `taken` is
+// the number of requests for units.
 template <int KIND, int TILES>
 __device__ __forceinline__ void produce_experts(Warp& w, const LayerMemory& layer,
-                                                uint32_t& count, uint32_t& taken) {
+                                                RowCounts& counts, uint32_t& taken) {
   const Cta& cta = w.cta;
-  count++;
+  counts.operand++;
   if constexpr (TILES == 1 && Moe<KIND>::OPERAND_IN_PAGES) {
-    wait_operand(cta, count);
+    wait_operand(cta, counts.operand);
     produce_operand<KIND>(cta, w.ring);
   }
   w.wait_routes();
   if constexpr (TILES == 1) {
     produce_gate_up<KIND>(cta, w.ring, w.shared.routes, layer.gate_up, taken);
-    if (rows_in_ring<KIND>(w.token_count())) count++;
+    if (rows_in_ring<KIND>(w.token_count())) {
+      counts.operand++;
+      counts.first++;
+    }
     if (is_owner(cta))
       produce_down<KIND>(cta, w.ring, w.shared.sums, w.shared.routes, layer.down, w.token_count(),
-                         count);
+                         counts);
   } else {
     produce_gate_up<KIND>(cta, w.ring, w.shared.gathered, layer.gate_up, taken);
     if (is_owner(cta))
-      produce_down<KIND>(cta, w.ring, w.shared.sums, w.shared.gathered, layer.down, count);
+      produce_down<KIND>(cta, w.ring, w.shared.sums, w.shared.gathered, layer.down, counts.operand);
   }
   w.producer_releases_routes();
 }
@@ -360,7 +363,8 @@ __device__ __forceinline__ void produce_experts(Warp& w, const LayerMemory& laye
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void produce_layers(Warp& w) {
   using P = Part<DRAFT>;
-  uint32_t taken = 0, operand_count = 0;
+  uint32_t taken = 0;
+  RowCounts counts = {};
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
@@ -383,7 +387,7 @@ __device__ __forceinline__ void produce_layers(Warp& w) {
         produce<DownMatrix<F>, TILES>(w.ring, layer.down, w.cta.index());
       } else {
         if (is_owner(w.cta)) produce_router<F>(w.ring, layer.router);
-        produce_experts<F, TILES>(w, layer, operand_count, taken);
+        produce_experts<F, TILES>(w, layer, counts, taken);
       }
     });
   }

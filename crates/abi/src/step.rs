@@ -13,7 +13,7 @@ pub const COUNTER_BYTES: usize = 128;
 pub const PLAN_THREAD_BYTES: usize = 16;
 pub const PLAN_CTA_BYTES: usize = 4096;
 /// Counters of a launch: `Counter` of `kernels/include/kilotok/cta.cuh`.
-pub const COUNTERS: usize = 3;
+pub const COUNTERS: usize = 4;
 
 abi_struct! {
     /// One token of a batch.

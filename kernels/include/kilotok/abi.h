@@ -13,7 +13,7 @@ constexpr int RANKS_MAX = 8;
 
 constexpr int COUNTER_BYTES = 128;
 
-constexpr int COUNTERS = 3;
+constexpr int COUNTERS = 4;
 
 constexpr int PLAN_THREAD_BYTES = 16;
 

@@ -45,8 +45,11 @@ enum class Counter {
   UnitsTaken,
   // CTAs that have written their part of an operand.
   Operands,
+  // Epilogue warps of CTAs that have written their part of the first rows for down
+  // (phase/down.cuh).
+  FirstRows,
 };
-static_assert(static_cast<int>(Counter::Operands) + 1 == COUNTERS, "each has its line");
+static_assert(static_cast<int>(Counter::FirstRows) + 1 == COUNTERS, "each has its line");
 
 struct Cta {
   const Memory& memory;

@@ -537,24 +537,31 @@ __device__ __forceinline__ void gemm(const Cta& cta, Ring& ring, Sums& sums, uin
 
 // Epilogue: the other half of `gemm`. `early` says whether `use.ahead`, which loads what `use`
 // needs from the GPU's memory, may run before the sums arrive. It may not where only their arrival
-// shows that other CTAs have written those values.
+// shows that other CTAs have written those values. It is called one unit ahead, because these loads
+// take longer than a unit while weights stream.
 template <class M, class Use>
 __device__ __forceinline__ void epilogue(const Cta& cta, Sums& sums, int first, int tiles, Use use,
                                     bool early = true) {
-  if (tiles > 1) return;
+  if (tiles > 1 || first >= M::UNITS) return;
+  if constexpr (requires { use.ahead(first, 0, 0, 0); }) {
+    if (!early) sums.wait();
+    auto ahead = use.ahead(first, Sums::row_tile<M>(cta), 0, cta.lane());
 #pragma unroll 1
-  for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
-    if constexpr (requires { use.ahead(unit, 0, 0, 0); }) {
-      if (!early) sums.wait();
-      const auto ahead = use.ahead(unit, Sums::row_tile<M>(cta), 0, cta.lane());
+    for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
+      auto later = ahead;
+      if (unit + M::CTAS < M::UNITS)
+        later = use.ahead(unit + M::CTAS, Sums::row_tile<M>(cta), 0, cta.lane());
       sums.reduce<M>(cta, [&](int row_tile, int tile, int lane, const float4& values) {
         use.store(unit, row_tile, tile, lane, values, ahead);
       });
-    } else {
+      ahead = later;
+    }
+  } else {
+#pragma unroll 1
+    for (int unit = first; unit < M::UNITS; unit += M::CTAS)
       sums.reduce<M>(cta, [&](int row_tile, int tile, int lane, const float4& values) {
         use(unit, row_tile, tile, lane, values);
       });
-    }
   }
 }
 

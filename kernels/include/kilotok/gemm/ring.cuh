@@ -50,6 +50,18 @@ struct Ring {
     }
   }
 
+  // Producer: the position of the page before.
+  __device__ __forceinline__ Ring previous() const {
+    Ring before = *this;
+    before.stage = stage == 0 ? PAGE_COUNT - 1 : stage - 1;
+    before.parity = stage == 0 ? parity ^ 1 : parity;
+    return before;
+  }
+  // Producer: waits until the consumers have released this page.
+  __device__ __forceinline__ void wait_released() const {
+    wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity);
+  }
+
   // Producer: waits until the next page is free, and announces that it will receive `bytes` bytes
   // of `unit`.
   __device__ __forceinline__ void acquire(uint32_t bytes, int unit = 0) const {

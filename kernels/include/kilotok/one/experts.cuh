@@ -186,7 +186,7 @@ template <int KIND>
 __device__ __forceinline__ void produce_down_of_one(const Cta& cta, Ring& ring, SumMemory& scratch,
                                                     const Routes& routes, uint64_t address) {
   using Rows = TokenRows<KIND>;
-  produce_sorted<Rows>(cta, ring, scratch, typename Rows::Routes{routes.experts}, address, 1, 0);
+  produce_sorted<Rows>(cta, ring, scratch, typename Rows::Routes{routes.experts}, address, 1, {});
 }
 
 }  // namespace kilotok

@@ -274,29 +274,48 @@ struct DownProducer {
   }
 };
 
+// How the rows that come through the ring are counted: all of them are the launch's `operand`th
+// operand. Where `first` is not 0, those of the first entries are also counted apart, and it is the
+// number of networks so far for which they are.
+struct RowCounts {
+  uint32_t operand, first;
+};
+
 // Producer of an owner: copies all weights, and the rows if they come through the ring. In that
-// case the weights of the first pages are copied while gate and up still compute the rows, which
-// are the launch's `count`th operand.
+// case the weights of the first pages are copied while gate and up still compute the rows.
 template <class ROWS>
 __device__ __forceinline__ void produce_sorted(const Cta& cta, Ring& ring, SumMemory& scratch,
                                                const typename ROWS::Routes& routes,
                                                uint64_t address, int token_count,
-                                               uint32_t count) {
+                                               const RowCounts& counts) {
   const DownPages<ROWS> pages(routes, token_count);
   DownProducer<ROWS> page(cta.memory, pages, address, ptx::shared_address(scratch.scratch));
   int opened = 0;
+  // The end of the entries whose rows are there.
+  int there = 0;
   if (pages.rows_in_ring) {
+    const Ring last = ring.previous();
     DownProducer<ROWS> early = page;
     Ring ahead = ring;
 #pragma unroll 1
     for (; opened < PAGE_COUNT && early.has_page(); opened++, early.next(), ahead.next())
       early.fetch_weights(ahead);
-    wait_operand(cta, count);
+    if (counts.first > 0) {
+      there = first_entries(routes.count);
+      wait_first_rows(cta, counts.first);
+      // The rows' place is free when the consumers have released the page that ended gate and up.
+      last.wait_released();
+    }
   }
 #pragma unroll 1
   for (; page.has_page(); page.next(), ring.next(), opened--) {
     if (opened <= 0) page.fetch_weights(ring);
-    if (pages.rows_in_ring) page.fetch_rows(ring);
+    if (!pages.rows_in_ring) continue;
+    if (page.end > there) {
+      wait_operand(cta, counts.operand);
+      there = routes.count;
+    }
+    page.fetch_rows(ring);
   }
 }
 
@@ -304,7 +323,7 @@ __device__ __forceinline__ void produce_sorted(const Cta& cta, Ring& ring, SumMe
 template <int KIND>
 __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring, SumMemory& scratch,
                                              const Routes& routes, uint64_t address,
-                                             int token_count, uint32_t count) {
+                                             int token_count, const RowCounts& counts) {
   using M = DownMatrix<KIND>;
   if constexpr (Moe<KIND>::HAS_ALL_ROWS) {
     const char* weights =
@@ -320,7 +339,7 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring, SumMemo
       ring.next();
     }
   } else {
-    produce_sorted<TileRows<KIND>>(cta, ring, scratch, routes, address, token_count, count);
+    produce_sorted<TileRows<KIND>>(cta, ring, scratch, routes, address, token_count, counts);
   }
 }
 

@@ -10,6 +10,24 @@
 
 namespace kilotok {
 
+// The first entries, whose rows are counted apart if rows come through the ring: about half. They
+// are complete before the last units of gate and up are, so down begins while other CTAs still
+// multiply those.
+__device__ __forceinline__ int first_entries(int count) { return count / 2; }
+
+// An epilogue warp: signals that it has written its part of the first entries' rows.
+__device__ __forceinline__ void count_first_rows(const Cta& cta) {
+  __syncwarp();
+  if (cta.lane() == 0) cta.count(Counter::FirstRows);
+}
+
+// Producer: waits until all CTAs have written the rows of the first entries of the launch's
+// `count`th network.
+__device__ __forceinline__ void wait_first_rows(const Cta& cta, uint32_t count) {
+  cta.wait_count(Waits::Operand, Counter::FirstRows, count * (GRID * EPILOGUE_WARPS));
+  ptx::other_proxy_fence();
+}
+
 // Producer: waits until all CTAs have written the operand, which is the launch's `count`th.
 __device__ __forceinline__ void wait_operand(const Cta& cta, uint32_t count) {
   cta.wait_count(Waits::Operand, Counter::Operands, count * GRID);
@@ -78,7 +96,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums) 
       multiplier.unit(cta, ring, acc);
       sums.push(cta, acc[0], unit);
     }
-    ring.release(cta.lane());
+    if constexpr (N::HAS_ALL_ROWS) ring.release(cta.lane());
     const float nothing[4] = {};
     sums.push(cta, nothing, NO_UNIT);
   };
@@ -88,7 +106,8 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums) 
   else
     each_unit(Multiply(cta, cta.memory.normed, NORMED_BYTES, [](int column) { return column; }));
   sums.drain(cta);
-  if constexpr (!N::HAS_ALL_ROWS) ptx::reads_before_copies();
+  // After this the producer may copy rows to where the sums were.
+  if constexpr (!N::HAS_ALL_ROWS) ring.release(cta.lane());
 }
 
 // Epilogue: writes the activated values times the expert's weight.
@@ -98,8 +117,16 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
                                                  uint64_t biases, int token_count) {
   using N = Moe<KIND>;
   using M = typename N::GateUp;
+  const int first_units = first_entries(routes.count) * M::UNITS;
+  bool counts = rows_in_ring<KIND>(token_count);
 #pragma unroll 1
-  for (int unit = sums.wait(); unit != NO_UNIT; unit = sums.wait())
+  for (int unit = sums.wait();; unit = sums.wait()) {
+    // A CTA's units ascend.
+    if (counts && (unit >= first_units || unit == NO_UNIT)) {
+      count_first_rows(cta);
+      counts = false;
+    }
+    if (unit == NO_UNIT) break;
     sums.reduce<M>(cta, [&](int, int, int lane, const float4& v) {
       const int entry = unit / M::UNITS, row = unit % M::UNITS * 8 + lane / 4;
       if (row >= N::F.width) return;
@@ -119,6 +146,7 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
                              routes.weights[token][choice] * operand_scale(N::F.format));
       }
     });
+  }
   // The producer may copy rows to where the sums were.
   if constexpr (!N::HAS_ALL_ROWS) ptx::reads_before_copies();
   sums.release(cta);

@@ -349,7 +349,7 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring, SumMemo
                                              const GatheredRoutes& routes, uint64_t address,
                                              uint32_t count) {
   if constexpr (!WholePages<KIND>::ARE_USED) {
-    produce_sorted<GatheredRows<KIND>>(cta, ring, scratch, routes, address, TOKENS_MAX, count);
+    produce_sorted<GatheredRows<KIND>>(cta, ring, scratch, routes, address, TOKENS_MAX, {count, 0});
     return;
   }
   const WholePages<KIND> pages = {routes};
