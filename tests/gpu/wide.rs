@@ -143,3 +143,32 @@ fn wide_rows_have_the_narrow_passes_bits() {
         assert_eq!(difference(&expected[index % KINDS], found), None, "row {index}");
     }
 }
+
+/// Without drafts a step of users has one token of each row, which small models attend in other
+/// ways than longer rows.
+#[test]
+fn steps_of_users_have_the_bits_of_a_user_alone() {
+    // In the kernel for one tile of tokens, in that for more, and in the wide pass.
+    const NARROW: u32 = 64;
+    const STEPS: [(u32, usize); 3] = [(TILE, 7), (NARROW, 20), (TILE, 20)];
+    // Some are longer than a chunk of keys.
+    const LENGTHS: [usize; KINDS] = [2, 9, 40, 130, 150];
+    needs_gpus!(1);
+    for (name, checkpoint) in [("gpt-oss", &GPT_OSS), ("qwen3 fp8", &QWEN3_FP8)] {
+        let how = How { drafts: Drafts::Held { made: 0, used: 0 }, ..How::default() };
+        let requests = LENGTHS.map(|length| prompt(checkpoint, length as u64, length));
+        let mut alone = crate::cuda(checkpoint, 1);
+        let mut run = |request| Host::new(&mut *alone, 0).run(request, &how).unwrap();
+        let expected = requests.each_ref().map(&mut run);
+        drop(alone);
+        for (wide_above, users) in STEPS {
+            let mut engine = engine(checkpoint, 1, wide_above);
+            let jobs: Vec<_> = requests.iter().cycle().take(users).map(|of| (of, &how)).collect();
+            let found = Host::new(&mut *engine, 0).run_all(&jobs).unwrap();
+            for (index, found) in found.iter().enumerate() {
+                let difference = difference(&expected[index % KINDS], found);
+                assert_eq!(difference, None, "{name}, {users} users, user {index}");
+            }
+        }
+    }
+}
