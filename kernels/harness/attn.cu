@@ -454,6 +454,15 @@ void time_kind() {
     time_rows<KIND>("64 tokens at 131008", {{1, 131008, TOKENS_MAX}});
   }
   time_rows<KIND>("1 token at 4096", {{1, 4096, 1}});
+  if (KIND < DRAFT_ATTENTION)
+    for (uint32_t users : {8u, uint32_t{TOKENS_MAX}})
+      for (uint32_t start : {1024u, 8192u}) {
+        char name[64];
+        std::snprintf(name, sizeof name, "%u users at %u", users, start);
+        std::vector<Row> singles;
+        for (uint32_t i = 0; i < users; i++) singles.push_back({i + 1, start + i * 5, 1});
+        time_rows<KIND>(name, singles);
+      }
   std::vector<Row> rows;
   for (uint32_t i = 0; i < TOKENS_MAX / D; i++) rows.push_back({i + 1, 4096 + i * 5, D});
   time_rows<KIND>("rows of drafts at 4096", rows);

@@ -27,12 +27,8 @@ struct AttentionRoles {
   static __device__ __forceinline__ void attend(Warp& w) {
     if constexpr (STREAMED<KIND>)
       w.with_pipeline([&](Ring& ring, Sums&) {
-        const auto all = [&](auto one_tile) {
-          attend_streamed<KIND, decltype(one_tile)::value == 1>(w.cta, ring, layer(w), w.batch(),
-                                                                w.shared.pairs[KIND],
-                                                                w.shared.sums);
-        };
-        w.tiles() == 1 ? all(Constant<1>{}) : all(Constant<0>{});
+        attend_streamed<KIND>(w.cta, ring, layer(w), w.batch(), w.shared.pairs[KIND],
+                              w.shared.sums);
       });
     else
       attn<KIND, OWN>(w.cta, layer(w), w.batch(), w.shared.pairs, w.shared.sums);

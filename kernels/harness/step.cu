@@ -10,7 +10,7 @@
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DKILOTOK_STAMPS -I kernels \
 //     -I kernels/include -I kernels/models/slice kernels/harness/step.cu -o step
-//   ./step [tokens] [context] [passes]
+//   ./step [tokens] [context] [passes] [tokens of a row]
 #include "step/step.cu"
 
 #include <numeric>
@@ -27,7 +27,7 @@ using bench::make_layers;
 using bench::matrix;
 using bench::take;
 
-// Tokens of a sequence: as many as a draft and the token before it.
+// Tokens of a row at most: a draft and the token before it.
 constexpr int ROW_TOKENS = 8;
 constexpr size_t LOGITS_BYTES = static_cast<size_t>(TOKENS_MAX) * VOCAB_ROWS * 4;
 
@@ -239,9 +239,11 @@ int main(int argc, char** argv) {
   const int passes = argc > 3 ? std::atoi(argv[3]) : 20;
   cudaDeviceProp device;
   CHECK(cudaGetDeviceProperties(&device, 0));
-  const int first = std::min(tokens, ROW_TOKENS), each = context / PAGE_TOKENS + 2;
-  std::vector<int> rows, others = {first};
-  for (int i = 0; i < tokens; i += ROW_TOKENS) rows.push_back(std::min(ROW_TOKENS, tokens - i));
+  const int of_row = argc > 4 ? std::atoi(argv[4]) : ROW_TOKENS;
+  const int first = std::min(tokens, of_row), each = context / PAGE_TOKENS + 2;
+  // Rows of one token are attended in another way than longer ones.
+  std::vector<int> rows, others = {argc > 4 ? first + 1 : first};
+  for (int i = 0; i < tokens; i += of_row) rows.push_back(std::min(of_row, tokens - i));
   if (tokens <= TILE_TOKENS) others.push_back(ROW_TOKENS);
   const int row_count = static_cast<int>(std::max(rows.size(), others.size()));
   Memory m = workspace();

@@ -111,7 +111,7 @@ __device__ __forceinline__ void attend(Warp& w, ResetPolled reset_polled) {
   if constexpr (!IN_CHUNKS<KIND, DRAFT>) reset_polled();
   if constexpr (STREAMED<KIND>)
     w.with_pipeline([&](Ring& ring, Sums&) {
-      attend_streamed<KIND, TILES == 1>(w.cta, ring, layer, w.batch(), w.shared.pairs[KIND],
+      attend_streamed<KIND>(w.cta, ring, layer, w.batch(), w.shared.pairs[KIND],
                             w.shared.sums);
     });
   else

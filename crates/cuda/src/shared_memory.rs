@@ -83,7 +83,7 @@ impl Constants {
             .nested(norm)
             .field(size_of::<Peers>(), align_of::<Peers>());
         let batch = size_of::<Batch>() + tokens * (size_of::<BatchToken>() + size_of::<BatchRow>());
-        let pairs = self.attentions.len() * (tokens + 2) * INT;
+        let pairs = self.attentions.len() * (tokens + 3) * INT;
         Struct::EMPTY
             .field(size_of::<Memory>(), align_of::<Memory>())
             .nested(ring)

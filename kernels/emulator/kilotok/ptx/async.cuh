@@ -23,6 +23,7 @@ inline void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
   const uint16_t count = static_cast<uint16_t>(arrivals);
   barrier_at(barrier) = {count, count, 0, 0};
 }
+inline void mbarrier_invalidate(uint32_t) {}
 inline void mbarrier_init_fence() {}
 inline void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
   emulator::arrive(barrier_at(barrier), static_cast<int>(bytes));

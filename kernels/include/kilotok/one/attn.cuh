@@ -97,6 +97,57 @@ __device__ __forceinline__ void produce_keys_of_one(const Cta& cta, Ring& ring,
   });
 }
 
+// Groups of keys of a piece.
+constexpr int PIECE_GROUPS = PIECE_KEYS / GROUP_KEYS;
+
+// Multiplies a tile's queries with a piece of keys.
+template <int KIND>
+__device__ __forceinline__ void multiply_piece(
+    int lane, uint32_t keys, const uint4 (&queries)[HeadTiles<KIND>::STEPS][2],
+    float (&scores)[PIECE_GROUPS][4]) {
+  constexpr int STEPS = HeadTiles<KIND>::STEPS;
+  uint4 loaded[STEPS][PIECE_GROUPS];
+#pragma unroll
+  for (int step = 0; step < STEPS; step++) load_keys<KIND>(lane, keys, step, loaded[step]);
+#pragma unroll
+  for (int step = 0; step < STEPS; step++) {
+    const uint4 &low = queries[step][0], &high = queries[step][1];
+    const uint32_t a[4] = {low.x, low.y, low.z, low.w};
+    const uint32_t b[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int group = 0; group < PIECE_GROUPS; group++)
+      ptx::mma(scores[group], a, loaded[step][group].x, loaded[step][group].y);
+#pragma unroll
+    for (int group = 0; group < PIECE_GROUPS; group++)
+      ptx::mma(scores[group], b, loaded[step][group].z, loaded[step][group].w);
+  }
+}
+
+// Masks a lane's scores of a piece, the first of which is of the key at `first`: keys from `end` on
+// are not visible. Stores the largest score of each head.
+__device__ __forceinline__ void mask_piece(int lane, float (&scores)[PIECE_GROUPS][4],
+                                           uint32_t first, uint32_t end,
+                                           float (&largest)[TILE_HEADS]) {
+#pragma unroll
+  for (int row = 0; row < 2; row++) {
+    float most = LOWEST;
+#pragma unroll
+    for (int group = 0; group < PIECE_GROUPS; group++)
+#pragma unroll
+      for (int i = row * 2; i < row * 2 + 2; i++) {
+        float& s = scores[group][i];
+        // As in StreamedTile.
+        s = fmaf(s, 0.0f, s);
+        if (first + group * GROUP_KEYS + i % 2 >= end) s = LOWEST;
+        most = fmaxf(most, s);
+      }
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2)
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, distance));
+    if (lane % 4 == 0) largest[row * 8 + lane / 4] = most;
+  }
+}
+
 // Warps that multiply CHUNK_KEYS keys, a piece each, and runs of eight dimensions of the values
 // that each of them sums: an even number.
 constexpr int ONE_WARPS = CHUNK_KEYS / PIECE_KEYS;

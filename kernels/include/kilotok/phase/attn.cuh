@@ -15,7 +15,7 @@
 // earlier tokens of its row, because it is multiplied by their weight of zero.
 #pragma once
 
-#include "kilotok/phase/attn_split.cuh"
+#include "kilotok/phase/attn_decode.cuh"
 
 namespace kilotok {
 

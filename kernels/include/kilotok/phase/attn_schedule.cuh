@@ -30,6 +30,19 @@ template <int KIND>
 constexpr int STREAM_WARPS = smaller(
     CONSUMER_WARPS, (SCRATCH_BYTES - 1024) / larger(SHARED_QUERY_BYTES<KIND>, 1));
 
+// Whether rows of one token can be attended as phase/attn_decode.cuh does. In larger models it
+// gains nothing, and their passes would have more code.
+constexpr int DECODE_HIDDEN_MAX = 4095;
+template <int KIND>
+constexpr bool HAS_DECODE =
+    STREAMED<KIND> && HeadTiles<KIND>::COUNT == 1 && HIDDEN <= DECODE_HIDDEN_MAX;
+// With at most so many chunks for each CTA a warp alone takes longer for a chunk than the CTA for
+// all of them.
+constexpr uint32_t DECODE_FEWEST = 2;
+// The most copies that a warp has in flight.
+constexpr int DECODE_SLOTS_MAX = 8;
+__device__ __forceinline__ bool is_decode(const BatchRow& row) { return row.count == 1; }
+
 // The chunks that are visible to any token of a row (a draft's own rows are one more) and the tiles
 // of one K/V head that are multiplied with each of them.
 template <int KIND>
@@ -72,8 +85,15 @@ struct PairCounts {
   uint32_t before[TOKENS_MAX + 1];
   // CTAs that are available for each chunk.
   uint32_t shares;
+  // Chunks of all rows of one token if phase/attn_decode.cuh attends them: they have no pairs.
+  uint32_t decode_chunks;
 };
 using PairsByKind = PairCounts[ATTENTION_KINDS];
+
+template <int KIND>
+__device__ __forceinline__ bool has_decode_rows(const PairCounts& sums) {
+  return HAS_DECODE<KIND> && sums.decode_chunks > 0;
+}
 
 // A warp: the sum over all lanes.
 __device__ __forceinline__ uint32_t count_lanes(uint32_t count) {
@@ -91,15 +111,23 @@ __device__ __forceinline__ void count_pairs(const Cta& cta, PairsByKind& by_kind
     if (IN_CHUNKS<FIRST, OWN> && cta.warp() == FIRST % CONSUMER_WARPS) {
       PairCounts& sums = by_kind[FIRST];
       const int row_count = batch.counts.row_count;
-      uint32_t before = 0, chunks = 0;
-      for (int row = cta.lane(); STREAMED<FIRST> && row < row_count; row += 32)
-        chunks += RowWork<FIRST>(batch.rows[row], OWN).all_chunks();
-      const uint32_t shares = max(GRID / max(count_lanes(chunks), 1u), 1u);
+      uint32_t before = 0, chunks = 0, decode_chunks = 0;
+      for (int row = cta.lane(); STREAMED<FIRST> && row < row_count; row += 32) {
+        const uint32_t of_row = RowWork<FIRST>(batch.rows[row], OWN).all_chunks();
+        (HAS_DECODE<FIRST> && is_decode(batch.rows[row]) ? decode_chunks : chunks) += of_row;
+      }
+      chunks = count_lanes(chunks);
+      decode_chunks = count_lanes(decode_chunks);
+      if (decode_chunks <= DECODE_FEWEST * GRID) {
+        chunks += decode_chunks;
+        decode_chunks = 0;
+      }
+      const uint32_t shares = max(GRID / max(chunks, 1u), 1u);
 #pragma unroll 1
       for (int first = 0; first < row_count; first += 32) {
         const int row = first + cta.lane();
         uint32_t pairs = 0;
-        if (row < row_count) {
+        if (row < row_count && !(decode_chunks > 0 && is_decode(batch.rows[row]))) {
           const RowWork<FIRST> work(batch.rows[row], OWN);
           pairs = STREAMED<FIRST> ? work.units(shares) : work.pairs();
         }
@@ -115,6 +143,7 @@ __device__ __forceinline__ void count_pairs(const Cta& cta, PairsByKind& by_kind
       if (cta.lane() == 0) {
         sums.before[row_count] = before;
         sums.shares = shares;
+        sums.decode_chunks = decode_chunks;
       }
     }
     count_pairs<FIRST + 1, END, OWN>(cta, by_kind, batch);

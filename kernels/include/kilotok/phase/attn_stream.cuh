@@ -105,6 +105,15 @@ constexpr int COPY_KEYS = PAGE_TOKENS % PAGE_KEYS == 0 ? PAGE_KEYS
                           : PAGE_TOKENS % PIECE_KEYS == 0 ? PIECE_KEYS
                                                           : GROUP_KEYS;
 
+// Producer: leaves all pages, empty, to the consumers of phase/attn_decode.cuh.
+__device__ __forceinline__ void hand_over_pages(Ring& ring) {
+#pragma unroll 1
+  for (int i = 0; i < PAGE_COUNT; i++) {
+    ring.acquire(0);
+    ring.next();
+  }
+}
+
 // Producer: copies the keys from before the step that this CTA's tiles are multiplied with.
 template <int KIND>
 __device__ __forceinline__ void produce_keys(const Cta& cta, Ring& ring, const LayerMemory& layer,
@@ -136,6 +145,7 @@ __device__ __forceinline__ void produce_keys(const Cta& cta, Ring& ring, const L
       ring.next();
     }
   });
+  if (has_decode_rows<KIND>(sums)) hand_over_pages(ring);
 }
 
 // Copies the keys and values of the step's own tokens into the ring's pages. All consumers do this
@@ -222,7 +232,27 @@ struct StreamedTile {
   float sum[4] = {};
   float values[A.v_dim / 8][4] = {};
 
-  // The queries in shared memory are complete after `ptx::wait_for_copies`.
+  // Begins another chunk.
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      largest[i / 2] = LOWEST;
+      sum[i] = 0;
+#pragma unroll
+      for (int run = 0; run < A.v_dim / 8; run++) values[run][i] = 0;
+    }
+  }
+
+  // Keeps operand A of a half of a step, in registers or in the lane's place in shared memory.
+  __device__ __forceinline__ void hold_query(int step, int half, const uint4& words) {
+    if (step < HELD)
+      queries[smaller(step, HELD - 1)][half] = words;
+    else
+      ptx::store_shared(shared_queries + ((step - HELD) * 2 + half) * 512, words);
+  }
+
+  // LATER: the queries in shared memory are complete after `ptx::wait_for_copies`.
+  template <bool LATER = true>
   __device__ __forceinline__ void load_queries(const Cta& cta, int token, int head_tile) {
     const uint16_t* from = at<const uint16_t>(cta.memory.queries) + token * QUERY_VALUES +
                            head_tile * T::QUERY_VALUES + cta.lane() * 8;
@@ -233,14 +263,10 @@ struct StreamedTile {
         // Memory beyond the last dimension is uninitialised.
         const bool has = (step * 2 + half) * 16 < A.qk_dim;
         const void* run = from + (step * 2 + half) * 32 * 8;
-        const uint32_t to = shared_queries + ((step - HELD) * 2 + half) * 512;
-        if (step < HELD)
-          queries[smaller(step, HELD - 1)][half] =
-              has ? ptx::load_l2(run) : make_uint4(0, 0, 0, 0);
-        else if (has)
-          ptx::copy_later(to, run);
+        if (LATER && has && step >= HELD)
+          ptx::copy_later(shared_queries + ((step - HELD) * 2 + half) * 512, run);
         else
-          ptx::store_shared(to, make_uint4(0, 0, 0, 0));
+          hold_query(step, half, has ? ptx::load_l2(run) : make_uint4(0, 0, 0, 0));
       }
   }
 
@@ -250,46 +276,8 @@ struct StreamedTile {
                                        uint32_t position, uint32_t end) {
     Scores scores = {};
     multiply_keys(lane, key_page, scores);
-    const int in_group = lane % 4 * 2;
-#pragma unroll
-    for (int group = 0; group < GROUPS; group++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        float& s = scores[group][i];
-        // An infinite score, also a negative one, becomes NaN: it must not get a weight of zero.
-        s = fmaf(s, 0.0f, s);
-        if (position + group * GROUP_KEYS + in_group + i % 2 >= end) s = LOWEST;
-      }
-    rescale(scores);
-#pragma unroll
-    for (int group = 0; group < GROUPS; group++)
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        scores[group][i] =
-            ptx::exp2(fmaf(scores[group][i], score_scale<KIND>(), -largest[i / 2]));
+    weigh(lane, position, end, scores);
     add_values(lane, value_page, scores);
-  }
-
-  // Stores the partial results of its heads.
-  __device__ __forceinline__ void keep(const Cta& cta, int token, int first_head, int part) const {
-    const int lane = cta.lane();
-#pragma unroll
-    for (int row = 0; row < 2; row++) {
-      const int in_tile = row * 8 + lane / 4;
-      if (!T::has(first_head, in_tile)) continue;
-      const Parts<KIND> parts(cta.memory, token, first_head + in_tile);
-      float2* to = reinterpret_cast<float2*>(parts.values + part * A.v_dim + lane % 4 * 2);
-#pragma unroll
-      for (int i = 0; i < A.v_dim / 8; i++)
-        to[i * 4] = make_float2(values[i][row * 2], values[i][row * 2 + 1]);
-      if (lane % 4 == 0) parts.softmax[part] = {largest[row], sum[row * 2]};
-    }
-  }
-
- private:
-  __device__ __forceinline__ uint4 query(int step, int half) const {
-    return step < HELD ? queries[smaller(step, HELD - 1)][half]
-                       : ptx::load_shared(shared_queries + ((step - HELD) * 2 + half) * 512);
   }
 
   __device__ __forceinline__ void multiply_keys(int lane, uint32_t page, Scores& scores) const {
@@ -316,6 +304,71 @@ struct StreamedTile {
       for (int group = 0; group < GROUPS; group++)
         ptx::mma(scores[group], b, keys[group].z, keys[group].w);
     }
+  }
+
+  // Turns the scores of the keys from `position` on into weights, relative to the largest score so
+  // far.
+  __device__ __forceinline__ void weigh(int lane, uint32_t position, uint32_t end,
+                                        Scores& scores) {
+    const int in_group = lane % 4 * 2;
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float& s = scores[group][i];
+        // An infinite score, also a negative one, becomes NaN: it must not get a weight of zero.
+        s = fmaf(s, 0.0f, s);
+        if (position + group * GROUP_KEYS + in_group + i % 2 >= end) s = LOWEST;
+      }
+    rescale(scores);
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        scores[group][i] =
+            ptx::exp2(fmaf(scores[group][i], score_scale<KIND>(), -largest[i / 2]));
+  }
+
+  // Adds the weighted values. The sum of weights is the weighted sum of ones.
+  __device__ __forceinline__ void add_values(int lane, uint32_t page, const Scores& weights) {
+    constexpr uint32_t ONES = 0x3f803f80;
+    constexpr int GROUP_BYTES = GROUP_KEYS * P::VALUE_BYTES, RUN_BYTES = GROUP_KEYS * 16;
+    const uint32_t from = page + lane / 8 % 2 * GROUP_BYTES + lane / 16 * RUN_BYTES + lane % 8 * 16;
+#pragma unroll
+    for (int piece = 0; piece < PIECES_AT_ONCE; piece++) {
+      const float(&low)[4] = weights[piece * 2], (&high)[4] = weights[piece * 2 + 1];
+      const uint32_t a[4] = {ptx::pack_bf16(low[0], low[1]), ptx::pack_bf16(low[2], low[3]),
+                             ptx::pack_bf16(high[0], high[1]), ptx::pack_bf16(high[2], high[3])};
+      ptx::mma(sum, a, ONES, ONES);
+#pragma unroll
+      for (int run = 0; run < A.v_dim / 8; run += 2) {
+        const uint4 v = ptx::load_turned(from + piece * 2 * GROUP_BYTES + run * RUN_BYTES);
+        ptx::mma(values[run], a, v.x, v.y);
+        ptx::mma(values[run + 1], a, v.z, v.w);
+      }
+    }
+  }
+
+  // Stores the partial results of its heads.
+  __device__ __forceinline__ void keep(const Cta& cta, int token, int first_head, int part) const {
+    const int lane = cta.lane();
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+      const int in_tile = row * 8 + lane / 4;
+      if (!T::has(first_head, in_tile)) continue;
+      const Parts<KIND> parts(cta.memory, token, first_head + in_tile);
+      float2* to = reinterpret_cast<float2*>(parts.values + part * A.v_dim + lane % 4 * 2);
+#pragma unroll
+      for (int i = 0; i < A.v_dim / 8; i++)
+        to[i * 4] = make_float2(values[i][row * 2], values[i][row * 2 + 1]);
+      if (lane % 4 == 0) parts.softmax[part] = {largest[row], sum[row * 2]};
+    }
+  }
+
+ private:
+  __device__ __forceinline__ uint4 query(int step, int half) const {
+    return step < HELD ? queries[smaller(step, HELD - 1)][half]
+                       : ptx::load_shared(shared_queries + ((step - HELD) * 2 + half) * 512);
   }
 
   // Updates the running maximum and rescales the sums.
@@ -345,26 +398,6 @@ struct StreamedTile {
 #pragma unroll
       for (int i = 0; i < 4; i++) values[run][i] *= factors[i / 2];
   }
-
-  // Adds the weighted values. The sum of weights is the weighted sum of ones.
-  __device__ __forceinline__ void add_values(int lane, uint32_t page, const Scores& weights) {
-    constexpr uint32_t ONES = 0x3f803f80;
-    constexpr int GROUP_BYTES = GROUP_KEYS * P::VALUE_BYTES, RUN_BYTES = GROUP_KEYS * 16;
-    const uint32_t from = page + lane / 8 % 2 * GROUP_BYTES + lane / 16 * RUN_BYTES + lane % 8 * 16;
-#pragma unroll
-    for (int piece = 0; piece < PIECES_AT_ONCE; piece++) {
-      const float(&low)[4] = weights[piece * 2], (&high)[4] = weights[piece * 2 + 1];
-      const uint32_t a[4] = {ptx::pack_bf16(low[0], low[1]), ptx::pack_bf16(low[2], low[3]),
-                             ptx::pack_bf16(high[0], high[1]), ptx::pack_bf16(high[2], high[3])};
-      ptx::mma(sum, a, ONES, ONES);
-#pragma unroll
-      for (int run = 0; run < A.v_dim / 8; run += 2) {
-        const uint4 v = ptx::load_turned(from + piece * 2 * GROUP_BYTES + run * RUN_BYTES);
-        ptx::mma(values[run], a, v.x, v.y);
-        ptx::mma(values[run + 1], a, v.z, v.w);
-      }
-    }
-  }
 };
 
 // The second half of a grid barrier, called once: work on keys from before the step need not wait
@@ -385,6 +418,8 @@ template <int KIND>
 struct StreamScratch {
   char queries[STREAM_WARPS<KIND>][larger(SHARED_QUERY_BYTES<KIND>, 16)];
   uint32_t places[NewKeys<KIND>::GROUPS];
+  // Of phase/attn_decode.cuh: for each warp the mbarriers of its copies.
+  alignas(8) uint64_t arrived[CONSUMER_WARPS][DECODE_SLOTS_MAX];
 };
 
 // Consumers: attend to a range of keys; each tile has a warp.

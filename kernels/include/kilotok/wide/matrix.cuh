@@ -151,7 +151,9 @@ struct Fp8Operand {
 // A piece is a chunk times up to 40 columns of B.
 template <int COLUMNS, int SLOTS>
 struct Products<Format::Fp8, COLUMNS, SLOTS> {
-  static constexpr int WIDTH = COLUMNS % 32 == 0 ? 32 : COLUMNS % 40 == 0 ? 40 : smaller(COLUMNS, 24);
+  static constexpr int WIDTH = COLUMNS % 32 == 0   ? 32
+                               : COLUMNS % 40 == 0 ? 40
+                                                   : smaller(COLUMNS, 24);
   static constexpr int PIECES = COLUMNS / WIDTH;
   static_assert(PIECES * WIDTH == COLUMNS, "every column is in a piece");
   using Operand = Fp8Operand<WIDTH>;
