@@ -117,10 +117,12 @@ __device__ __forceinline__ void count_pairs(const Cta& cta, PairsByKind& by_kind
         (HAS_DECODE<FIRST> && is_decode(batch.rows[row]) ? decode_chunks : chunks) += of_row;
       }
       chunks = count_lanes(chunks);
-      decode_chunks = count_lanes(decode_chunks);
-      if (decode_chunks <= DECODE_FEWEST * GRID) {
-        chunks += decode_chunks;
-        decode_chunks = 0;
+      if constexpr (HAS_DECODE<FIRST>) {
+        decode_chunks = count_lanes(decode_chunks);
+        if (decode_chunks <= DECODE_FEWEST * GRID) {
+          chunks += decode_chunks;
+          decode_chunks = 0;
+        }
       }
       const uint32_t shares = max(GRID / max(chunks, 1u), 1u);
 #pragma unroll 1
