@@ -29,7 +29,9 @@ constexpr WideKernel QKV_FEW = {"q, k, v of few", wide_qkv_few, wide::GEMM_THREA
 constexpr WideKernel HEADS = {"heads", wide_heads, wide::THREADS};
 constexpr WideKernel ATTENTION[] = {{"full attention", wide_attention, wide::THREADS},
                                     {"window attention", wide_attention, wide::THREADS}};
-constexpr WideKernel WINDOW_ROWS = {"window attention, rows", wide_window_rows, wide::THREADS};
+constexpr WideKernel ATTENTION_ROWS[] = {
+    {"full attention, rows", wide_attention_rows, wide::THREADS},
+    {"window attention, rows", wide_attention_rows, wide::THREADS}};
 constexpr WideKernel OUTPUT = {"output", wide_output, wide::GEMM_THREADS};
 constexpr WideKernel POST_NORM = {"post norm", wide_post_norm, wide::NORM_THREADS};
 constexpr WideKernel DENSE[] = {{"dense gate, up", wide_dense_gate_up, wide::GEMM_THREADS},
@@ -73,7 +75,8 @@ std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint
     add(tokens <= few_tokens(layers[i].attention) ? QKV_FEW : QKV);
     if (!attention.paired) add(HEADS);
     const bool window = attention.window > 0;
-    add(window && many_rows ? WINDOW_ROWS : ATTENTION[window]);
+    const bool has_rows = window || planned::DECODE[layers[i].attention];
+    add(has_rows && many_rows ? ATTENTION_ROWS[window] : ATTENTION[window]);
     add(OUTPUT);
     const bool dense = FEED_FORWARDS[layers[i].feed_forward].experts == 0;
     if (dense) add(POST_NORM);
@@ -300,7 +303,7 @@ bool all(bool small) {
        {&EMBED, &INPUT_NORM, &QKV, &QKV_FEW, &HEADS, &OUTPUT, &POST_NORM})
     prepare(*kernel);
   for (const WideKernel& kernel : ATTENTION) prepare(kernel);
-  prepare(WINDOW_ROWS);
+  for (const WideKernel& kernel : ATTENTION_ROWS) prepare(kernel);
   for (const WideKernel& kernel : DENSE) prepare(kernel);
   for (const WideKernel& kernel : ROUTER) prepare(kernel);
   for (const WideKernel& kernel : EXPERTS) prepare(kernel);

@@ -10,6 +10,7 @@ template <int KIND = 0>
 constexpr bool wide_attentions_agree() {
   if constexpr (KIND < DRAFT_ATTENTION) {
     static_assert((planned::WIDE_ATTENTION[KIND] != 0) == wide::HAS_ATTENTION<KIND>, "attention");
+    static_assert((planned::DECODE[KIND] != 0) == HAS_DECODE<KIND>, "of users");
     static_assert(planned::WIDE_FEW_QKV[KIND] == wide::FewWork<QkvMatrix<KIND>>::TOKENS_MAX,
                   "q, k, v");
     return wide_attentions_agree<KIND + 1>();
@@ -25,6 +26,8 @@ constexpr size_t kind_shared_bytes() {
     return 0;
   else if constexpr (ATTENTIONS[KIND].window > 0)
     return larger(sizeof(wide::AttnShared<KIND>), sizeof(wide::RowsShared<KIND>));
+  else if constexpr (HAS_DECODE<KIND>)
+    return larger(sizeof(wide::AttnShared<KIND>), sizeof(wide::DecodeShared<KIND>));
   else
     return sizeof(wide::AttnShared<KIND>);
 }
@@ -149,13 +152,15 @@ extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
   });
 }
 
-// The same for layers with a window, in a step with many rows.
+// The same in a step with many rows: short ones in layers with a window, of one token in others.
 extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
-    wide_window_rows(const __grid_constant__ WideMemory memory) {
+    wide_attention_rows(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   with_kind<0, DRAFT_ATTENTION>(wide_layer<false>(memory).attention, [&](auto kind) {
     constexpr int KIND = decltype(kind)::value;
-    if constexpr (wide::HAS_ATTENTION<KIND> && ATTENTIONS[KIND].window > 0)
+    if constexpr (HAS_DECODE<KIND>)
+      wide::decode_rows<KIND>(launch_shared<wide::DecodeShared<KIND>>(), attn_memory(memory));
+    else if constexpr (wide::HAS_ATTENTION<KIND> && ATTENTIONS[KIND].window > 0)
       wide::window_rows<KIND>(launch_shared<wide::RowsShared<KIND>>(), attn_memory(memory));
   });
 }

@@ -10,6 +10,7 @@ use kilotok_model::{ModelSpec, Part, WeightFormat};
 use crate::batch::{Arrays, drafts_together};
 use crate::constants::{Attention, Constants};
 use crate::wide;
+use crate::wide_attention;
 
 /// A chunk of weights is `CHUNK_ROWS` rows of `CHUNK_COLUMNS` columns.
 pub(crate) const CHUNK_ROWS: usize = 16;
@@ -26,7 +27,7 @@ pub(crate) const TILE_TOKENS: usize = 8;
 const GATHERED_PADDING: usize = 64;
 /// Query heads of a tile, and the layout of their dimensions as operand A: steps of 32 dimensions,
 /// in each of which a lane holds 16 values.
-const TILE_HEADS: usize = 16;
+pub(crate) const TILE_HEADS: usize = 16;
 const QUERY_STEP: usize = 32;
 const QUERY_STEP_VALUES: usize = 2 * 32 * 8;
 /// Dimensions of a partial result of attention that share a maximum and a sum.
@@ -518,9 +519,11 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
     write("OUTPUT", list(attentions, &|kind| constants.output(kind).bytes()));
     let wide_attention = |kind: usize| {
         let kind = &constants.attentions[kind];
-        usize::from(wide::has_attention(kind.window, kind.qk_dim, kind.v_dim))
+        usize::from(wide_attention::has_attention(kind.window, kind.qk_dim, kind.v_dim))
     };
     write("WIDE_ATTENTION", list(attentions, &wide_attention));
+    let decode = |kind: usize| usize::from(wide_attention::has_decode(constants, kind));
+    write("DECODE", list(attentions, &decode));
     let few_tokens = |kind: usize| wide::few_tokens(constants.qkv(kind), constants.launch.grid);
     write("WIDE_FEW_QKV", list(attentions, &few_tokens));
     write("TILE", list(attentions, &|kind| constants.tile_bytes(kind)));

@@ -27,6 +27,7 @@ mod start;
 mod upload;
 mod watch;
 mod wide;
+mod wide_attention;
 
 pub use compile::Toolchain;
 pub use driver::{DRIVER_MIN, Driver, DriverError, Gpu};

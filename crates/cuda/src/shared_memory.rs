@@ -5,7 +5,7 @@ use kilotok_abi::{Batch, BatchRow, BatchToken, LayerMemory, Memory, Peers};
 
 use crate::buffers::{CONSUMER_WARPS, F32, TILE_TOKENS};
 use crate::constants::{Attention, Constants};
-use crate::wide;
+use crate::wide_attention;
 
 /// Shared memory of a CTA, as in `step/warp.cuh`.
 const SHARED_MAX: usize = 227 * 1024 - 256;
@@ -126,7 +126,7 @@ impl Constants {
     pub(crate) fn tile_bytes(&self, index: usize) -> usize {
         let Attention { qk_dim, v_dim, window, .. } = self.attentions[index];
         let drafts = index >= self.draft_attention;
-        if !drafts && window.is_none() && wide::has_attention(None, qk_dim, v_dim) {
+        if !drafts && window.is_none() && wide_attention::has_attention(None, qk_dim, v_dim) {
             return 0;
         }
         let of_window = window.map(|keys| (keys + PIECE_KEYS - 1).div_ceil(PIECE_KEYS));

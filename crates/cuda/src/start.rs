@@ -25,6 +25,7 @@ use crate::repack::Repacker;
 use crate::sources::Program;
 use crate::upload::lists_bytes;
 use crate::wide;
+use crate::wide_attention;
 
 /// Keys and values are BF16.
 pub const VALUE_BYTES: usize = 2;
@@ -76,7 +77,7 @@ pub enum StartError {
 /// The most tokens of a step, whatever the memory: more than [`TOKENS_MAX`] if the wide pass runs
 /// the model.
 pub fn step_max(spec: &ModelSpec) -> u32 {
-    if wide::unfit(spec).is_none() { wide::CAPACITY_MAX } else { TOKENS_MAX }
+    if wide_attention::unfit(spec).is_none() { wide::CAPACITY_MAX } else { TOKENS_MAX }
 }
 
 impl CudaOptions {
@@ -102,7 +103,7 @@ impl CudaOptions {
     /// Tokens above which steps take the wide pass, if it runs the model and steps may be so long.
     fn wide_above(&self, spec: &ModelSpec, sizes: &Sizes) -> Option<u32> {
         let above = self.wide_above.unwrap_or(TOKENS_MAX).min(TOKENS_MAX);
-        (wide::unfit(spec).is_none() && sizes.token_max > above).then_some(above)
+        (wide_attention::unfit(spec).is_none() && sizes.token_max > above).then_some(above)
     }
 
     /// These options with steps of up to `token_max` tokens, or the longest for which this much
@@ -293,7 +294,7 @@ fn connect(devices: &[Arc<Device>]) -> Result<(), DriverError> {
 /// A message that says why no step takes the wide pass, if the model does not allow it.
 fn narrow_only(spec: &ModelSpec) -> String {
     let line = |reason| format!("steps have up to {TOKENS_MAX} tokens: the wide pass {reason}\n");
-    wide::unfit(spec).map_or_else(String::new, line)
+    wide_attention::unfit(spec).map_or_else(String::new, line)
 }
 
 /// A time limit at the slowest of these GPUs' clocks.

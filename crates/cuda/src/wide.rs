@@ -7,11 +7,12 @@ use kilotok_abi::{
     BatchRow, BatchToken, CANDIDATES_MAX, ChoicePart, Judged, Memory, PARTS_MAX, Report,
     SampleMemory, SampleRow, Stamp, TOPS_MAX, Top, VerifyMemory, WANTED_MAX, Wanted, WideMemory,
 };
-use kilotok_model::{AttentionSpec, LayerSpec, ModelSpec, WeightFormat};
+use kilotok_model::WeightFormat;
 
-use crate::buffers::{BF16, CHUNK_COLUMNS, CONSUMER_WARPS, F32, Matrix, TILE_TOKENS, largest};
+use crate::buffers::{BF16, CHUNK_COLUMNS, F32, Matrix, TILE_TOKENS, largest};
 use crate::constants::{Constants, FeedForward, LayerKinds, TOKENS_MAX};
 use crate::memory_map::MemoryMap;
+use crate::wide_attention;
 
 /// The most tokens of a step, where memory allows. It computes for more than ten times as long as
 /// it reads weights, so longer chunks of prompts would gain little.
@@ -25,8 +26,8 @@ pub(crate) const HEADS_MAX: u32 = WANTED_MAX.div_ceil(TOKENS_MAX) as u32;
 /// this many reads nearly all experts. `wide/attn_rows.cuh` has room for as many.
 pub(crate) const ROWS_MAX: usize = 256;
 
-/// Attention over windows takes the kernel of `wide/attn_rows.cuh` in steps of at least `MANY_ROWS`
-/// rows, if they have at most `SHORT_TOKENS` tokens, a tile, on average.
+/// Steps of at least `MANY_ROWS` rows take `wide_attention_rows`: in layers with a window if rows
+/// have at most `SHORT_TOKENS` tokens, a tile, on average; in others if each row has one.
 const MANY_ROWS: u32 = 16;
 const SHORT_TOKENS: u32 = 16;
 
@@ -35,11 +36,6 @@ const PANEL_COLUMNS: usize = 64;
 const WORD: usize = size_of::<u32>();
 /// The number of kinds of exchanges between ranks, as in `wide/ranks.cuh`.
 const EXCHANGES: usize = 4;
-/// Keys of a window that a warp of the narrow pass takes; keys that a page of its ring has, and the
-/// page's bytes.
-const PIECE_KEYS: usize = 16;
-const PAGE_KEYS: usize = 64;
-const PAGE_BYTES: usize = 52_224;
 
 /// Row tiles and tokens of an item of `wide/gemm_few.cuh`.
 const FEW_ROW_TILES: usize = 4;
@@ -57,28 +53,6 @@ pub(crate) fn capacity(token_max: u32) -> usize {
     token_max.next_multiple_of(CAPACITY_STEP) as usize
 }
 
-/// Why the wide pass cannot run this model; `None` if it can.
-pub(crate) fn unfit(spec: &ModelSpec) -> Option<&'static str> {
-    let attention = |layer: &LayerSpec| {
-        let AttentionSpec { qk_dim, v_dim, .. } = layer.attention;
-        has_attention(layer.attention.window(), qk_dim, v_dim)
-    };
-    if !spec.layers.iter().all(attention) {
-        return Some("has no attention for the window or the heads of a layer");
-    }
-    None
-}
-
-/// `HAS_ATTENTION` of `wide/attn.cuh`.
-pub(crate) fn has_attention(window: Option<usize>, qk_dim: usize, v_dim: usize) -> bool {
-    if let Some(keys) = window {
-        return (keys + PIECE_KEYS - 1).div_ceil(PIECE_KEYS) <= CONSUMER_WARPS;
-    }
-    let page_bytes = PAGE_KEYS * (qk_dim + v_dim) * BF16;
-    let whole = v_dim.is_multiple_of(16) && qk_dim.is_multiple_of(16);
-    whole && v_dim <= 128 && qk_dim <= 192 && page_bytes <= PAGE_BYTES
-}
-
 /// Rows and wanted tokens of a step at most, with and without the wide pass.
 pub(crate) fn rows_and_wanted_max(has_wide: bool) -> (usize, usize) {
     if has_wide { (ROWS_MAX, WANTED_MAX) } else { (TOKENS_MAX, TOKENS_MAX) }
@@ -93,7 +67,7 @@ pub(crate) enum WideKernel {
     QkvFew,
     Heads,
     Attention,
-    WindowRows,
+    AttentionRows,
     Output,
     PostNorm,
     DenseGateUp,
@@ -130,7 +104,7 @@ impl WideKernel {
         ("wide_qkv_few", GEMM_THREADS),
         ("wide_heads", MOVE_THREADS),
         ("wide_attention", ATTENTION_THREADS),
-        ("wide_window_rows", ATTENTION_THREADS),
+        ("wide_attention_rows", ATTENTION_THREADS),
         ("wide_output", GEMM_THREADS),
         ("wide_post_norm", NORM_THREADS),
         ("wide_dense_gate_up", GEMM_THREADS),
@@ -156,7 +130,7 @@ impl WideKernel {
             Self::InputNorm | Self::PostNorm => Stamp::AddRmsNorm,
             Self::Qkv | Self::QkvFew => Stamp::Project,
             Self::Heads => Stamp::AttentionIn,
-            Self::Attention | Self::WindowRows => Stamp::Attention,
+            Self::Attention | Self::AttentionRows => Stamp::Attention,
             Self::Output => Stamp::Output,
             Self::DenseGateUp | Self::GateUp => Stamp::GateUp,
             Self::DenseDown | Self::Down => Stamp::Down,
@@ -244,8 +218,8 @@ struct LayerShape {
     paired: bool,
     /// The most tokens for which its projections have a kernel of their own.
     few_tokens: usize,
-    /// The fewest short rows for which its attention has a kernel of its own.
-    many_rows: u32,
+    /// The most tokens of a row, on average, for which its attention has a kernel for many rows.
+    row_tokens: u32,
     dense: bool,
     /// Whether the products of its experts get a bias when they are combined.
     biased: bool,
@@ -257,9 +231,10 @@ impl WideLayers {
             let shape = |kinds: &LayerKinds| LayerShape {
                 paired: constants.attentions[kinds.attention].is_paired(),
                 few_tokens: few_tokens(constants.qkv(kinds.attention), constants.launch.grid),
-                many_rows: constants.attentions[kinds.attention]
-                    .window
-                    .map_or(u32::MAX, |_| MANY_ROWS),
+                row_tokens: match constants.attentions[kinds.attention].window {
+                    Some(_) => SHORT_TOKENS,
+                    None => u32::from(wide_attention::has_decode(constants, kinds.attention)),
+                },
                 dense: constants.feed_forwards[kinds.feed_forward].experts == 0,
                 biased: constants.feed_forwards[kinds.feed_forward].bias,
             };
@@ -346,8 +321,8 @@ impl WideLayers {
     ) {
         let of_layer = |kernel| WideLaunch::new(kernel, layer);
         let rows = step.row_count;
-        let many_rows = rows >= shape.many_rows && step.token_count <= rows * SHORT_TOKENS;
-        let attention = if many_rows { WideKernel::WindowRows } else { WideKernel::Attention };
+        let many_rows = rows >= MANY_ROWS && step.token_count <= rows * shape.row_tokens;
+        let attention = if many_rows { WideKernel::AttentionRows } else { WideKernel::Attention };
         launches.push(of_layer(attention));
         let number = post_norm_number(layer);
         launches.push(of_layer(WideKernel::Output).numbered(number));

@@ -16,58 +16,74 @@ namespace kilotok {
 constexpr int RUN_KEYS = 32 * GROUP_KEYS;
 static_assert(CHUNK_KEYS <= RUN_KEYS && RUN_KEYS % KEYS_AT_ONCE == 0, "runs are whole");
 
+// The rows of a batch, and the keys and values that they attend in a layer. Addresses are read
+// where they are used: they would occupy registers.
+struct BatchDecodeRows {
+  const Memory& memory;
+  const LayerMemory& layer;
+  const HeldBatch& batch;
+
+  __device__ __forceinline__ const BatchRow& row(int index) const { return batch.rows[index]; }
+  __device__ __forceinline__ const LayerMemory& of_layer() const { return layer; }
+  __device__ __forceinline__ const uint32_t* pages() const {
+    return at<const uint32_t>(memory.pages);
+  }
+};
+
 // Where a warp is in its share of all chunks, which lie `[rows][K/V heads][chunks]`.
-template <int KIND>
+template <int KIND, class Rows>
 struct DecodeCursor {
-  // Chunks that are left, with this one.
+  // Chunks that are left, with this one; or K/V heads of rows, if the share is counted in these.
   uint32_t left;
   int row, kv_head;
   // The chunk, and the first key of the run.
   uint32_t chunk, first;
 
-  __device__ __forceinline__ uint32_t chunk_keys(const HeldBatch& batch) const {
-    return visible_keys<KIND>(batch.rows[row], batch.rows[row].start, false).chunk_keys;
+  __device__ __forceinline__ uint32_t chunk_keys(const Rows& of) const {
+    return visible_keys<KIND>(of.row(row), of.row(row).start, false).chunk_keys;
   }
   // The ends of the chunk and of the run.
-  __device__ __forceinline__ uint32_t chunk_end(const HeldBatch& batch) const {
-    return min((chunk + 1) * chunk_keys(batch), batch.rows[row].start + 1);
+  __device__ __forceinline__ uint32_t chunk_end(const Rows& of) const {
+    return min((chunk + 1) * chunk_keys(of), of.row(row).start + 1);
   }
-  __device__ __forceinline__ uint32_t end(const HeldBatch& batch) const {
-    return min(first + RUN_KEYS, chunk_end(batch));
+  __device__ __forceinline__ uint32_t end(const Rows& of) const {
+    return min(first + RUN_KEYS, chunk_end(of));
   }
 
-  // To the next run.
-  __device__ __forceinline__ void next(const HeldBatch& batch) {
+  // To the next run. HEADS: what `left` counts.
+  template <bool HEADS>
+  __device__ __forceinline__ void next(const Rows& of) {
     first += RUN_KEYS;
-    if (first < chunk_end(batch)) return;
-    if (--left == 0) return;
+    if (first < chunk_end(of)) return;
     chunk++;
-    if (chunk * chunk_keys(batch) > batch.rows[row].start) {
+    const bool last = chunk * chunk_keys(of) > of.row(row).start;
+    if ((last || !HEADS) && --left == 0) return;
+    if (last) {
       chunk = 0;
       kv_head++;
     }
     if (kv_head == ATTENTIONS[KIND].kv_heads) {
       kv_head = 0;
       do row++;
-      while (!is_decode(batch.rows[row]));
+      while (!is_decode(of.row(row)));
     }
-    first = chunk * chunk_keys(batch);
+    first = chunk * chunk_keys(of);
   }
 };
 
 // All lanes of a warp: the `count` chunks from number `begin` on.
-template <int KIND>
-__device__ __forceinline__ DecodeCursor<KIND> find_chunks(const HeldBatch& batch, int lane,
-                                                          uint32_t begin, uint32_t count) {
-  const int row_count = batch.counts.row_count;
-  DecodeCursor<KIND> found = {count, 0, 0, 0, 0};
+template <int KIND, class Rows>
+__device__ __forceinline__ DecodeCursor<KIND, Rows> find_chunks(const Rows& of, int row_count,
+                                                                int lane, uint32_t begin,
+                                                                uint32_t count) {
+  DecodeCursor<KIND, Rows> found = {count, 0, 0, 0, 0};
   uint32_t before = 0;
 #pragma unroll 1
   for (int base = 0; count > 0 && base < row_count; base += 32) {
     const int own = base + lane;
     uint32_t chunks = 0, all;
-    if (own < row_count && is_decode(batch.rows[own]))
-      chunks = RowWork<KIND>(batch.rows[own], false).chunks;
+    if (own < row_count && is_decode(of.row(own)))
+      chunks = RowWork<KIND>(of.row(own), false).chunks;
     const uint32_t units = chunks * ATTENTIONS[KIND].kv_heads;
     const uint32_t in_row = begin - before - sum_before(units, lane, all);
     const uint32_t lanes = __ballot_sync(~0u, in_row < units);
@@ -76,7 +92,7 @@ __device__ __forceinline__ DecodeCursor<KIND> find_chunks(const HeldBatch& batch
       found.row = base + from;
       found.kv_head = __shfl_sync(~0u, in_row / max(chunks, 1u), from);
       found.chunk = __shfl_sync(~0u, in_row % max(chunks, 1u), from);
-      found.first = found.chunk * found.chunk_keys(batch);
+      found.first = found.chunk * found.chunk_keys(of);
       break;
     }
     before += all;
@@ -104,17 +120,14 @@ enum class Copied { Keys, Values };
 
 // A warp's copies of its chunks into SLOTS slots, in the order in which it reads them: of every
 // KEYS_AT_ONCE positions the keys, then the values.
-template <int KIND, int SLOTS>
+template <int KIND, class Rows, int SLOTS, bool HEADS>
 struct DecodeCopies {
   using P = KeyPage<KIND>;
-  static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int BYTES = SLOT_BYTES<KIND>;
   // Keys that are contiguous, and copies for a slot.
   static constexpr int KEYS = smaller(COPY_KEYS, KEYS_AT_ONCE), COPIES = KEYS_AT_ONCE / KEYS;
 
-  const Memory& memory;
-  const LayerMemory& layer;
-  const HeldBatch& batch;
+  const Rows& of;
   // The addresses of the slots and of their mbarriers.
   uint32_t slots, arrived;
   // The slot of the oldest copy, and the parity of its mbarrier's phase: 0 when `fill` has passed
@@ -123,7 +136,7 @@ struct DecodeCopies {
   uint32_t parity = 1;
   // The run that comes after the one that is copied, and, in lane i, the place of its group i of
   // keys: looked up early, since pages are found through a table in memory.
-  DecodeCursor<KIND> ahead;
+  DecodeCursor<KIND, Rows> ahead;
   uint32_t ahead_places = 0;
   // What is left of the run that is copied, the places of its groups, and the next group.
   uint32_t first = 0, end = 0, places = 0;
@@ -131,10 +144,9 @@ struct DecodeCopies {
   // Keys before this position were there before the step.
   uint32_t old_end = 0;
 
-  __device__ __forceinline__ DecodeCopies(const Cta& cta, const LayerMemory& of,
-                                          const HeldBatch& held, uint32_t to, uint32_t barriers,
-                                          const DecodeCursor<KIND>& begin, int lane)
-      : memory(cta.memory), layer(of), batch(held), slots(to), arrived(barriers), ahead(begin) {
+  __device__ __forceinline__ DecodeCopies(const Rows& rows, uint32_t to, uint32_t barriers,
+                                          const DecodeCursor<KIND, Rows>& begin, int lane)
+      : of(rows), slots(to), arrived(barriers), ahead(begin) {
     look_up(lane);
     if (lane < SLOTS) ptx::mbarrier_init(arrived + 8 * lane, 1);
     ptx::mbarrier_init_fence();
@@ -174,9 +186,9 @@ struct DecodeCopies {
  private:
   __device__ __forceinline__ void look_up(int lane) {
     if (ahead.left == 0) return;
-    const uint32_t last = (ahead.end(batch) - 1) / GROUP_KEYS * GROUP_KEYS;
+    const uint32_t last = (ahead.end(of) - 1) / GROUP_KEYS * GROUP_KEYS;
     ahead_places = cache_index<KIND>(
-        at<const uint32_t>(memory.pages), batch.rows[ahead.row].pages_at[A.page_group],
+        of.pages(), of.row(ahead.row).pages_at[ATTENTIONS[KIND].page_group],
         min(ahead.first + lane * GROUP_KEYS, last), ahead.kv_head);
   }
 
@@ -184,10 +196,10 @@ struct DecodeCopies {
     group = 0;
     places = ahead_places;
     first = ahead.left == 0 ? 0 : ahead.first;
-    end = ahead.left == 0 ? 0 : ahead.end(batch);
+    end = ahead.left == 0 ? 0 : ahead.end(of);
     if (ahead.left == 0) return;
-    old_end = batch.rows[ahead.row].start;
-    ahead.next(batch);
+    old_end = of.row(ahead.row).start;
+    ahead.template next<HEADS>(of);
     look_up(lane);
   }
 
@@ -208,7 +220,7 @@ struct DecodeCopies {
         for (int i = 0; i < COPIES; i++)
           if (i < count)
             ptx::bulk_copy_once(slots + oldest * BYTES + i * KEYS * key_bytes,
-                                at<const char>(values ? layer.values : layer.keys) +
+                                at<const char>(values ? of.of_layer().values : of.of_layer().keys) +
                                     from[i] * key_bytes,
                                 KEYS * key_bytes, barrier);
       }
@@ -237,9 +249,8 @@ __device__ __forceinline__ void clear_values(int lane, uint32_t values, int coun
 }
 
 // A warp: multiplies a tile with the keys of a run, `first` to `end` - 1.
-template <int KIND, int SLOTS>
-__device__ __forceinline__ void attend_run(StreamedTile<KIND>& tile,
-                                           DecodeCopies<KIND, SLOTS>& copies, int lane,
+template <int KIND, class Copies>
+__device__ __forceinline__ void attend_run(StreamedTile<KIND>& tile, Copies& copies, int lane,
                                            uint32_t first, uint32_t end) {
 #pragma unroll 1
   for (; first < end; first += KEYS_AT_ONCE) {
@@ -269,8 +280,9 @@ __device__ __forceinline__ void attend_decode(Cta& cta, Ring& ring, const LayerM
   const uint32_t share = warp * GRID + cta.index();
   const uint32_t begin = chunks * share / (WARPS * GRID);
   const uint32_t end = chunks * (share + 1) / (WARPS * GRID);
-  DecodeCursor<KIND> place =
-      find_chunks<KIND>(batch, lane, begin, cta.warp() == warp ? end - begin : 0);
+  const BatchDecodeRows of = {cta.memory, layer, batch};
+  auto at = find_chunks<KIND>(of, batch.counts.row_count, lane, begin,
+                              cta.warp() == warp ? end - begin : 0);
   // The pages, one of which is this warp's.
   Ring pages = ring;
   uint32_t slots = 0;
@@ -280,8 +292,8 @@ __device__ __forceinline__ void attend_decode(Cta& cta, Ring& ring, const LayerM
     if (page == warp / IN_PAGE) slots = pages.page();
   }
   slots += warp % IN_PAGE * SLOTS * SLOT_BYTES<KIND>;
-  DecodeCopies<KIND, SLOTS> copies(cta, layer, batch, slots,
-                                   ptx::shared_address(shared.arrived[cta.warp()]), place, lane);
+  DecodeCopies<KIND, BatchDecodeRows, SLOTS, false> copies(
+      of, slots, ptx::shared_address(shared.arrived[cta.warp()]), at, lane);
   const bool early = copies.is_early();
   if (early) copies.fill(lane);
   barrier.wait(cta);
@@ -290,17 +302,15 @@ __device__ __forceinline__ void attend_decode(Cta& cta, Ring& ring, const LayerM
   tile.shared_queries = ptx::shared_address(shared.queries[warp]) + lane * 16;
   int of_row = -1, of_head = -1;
 #pragma unroll 1
-  for (; place.left > 0; place.next(batch)) {
-    const int token = batch.rows[place.row].first;
-    if (place.row != of_row || place.kv_head != of_head)
-      tile.template load_queries<false>(cta, token, place.kv_head);
-    of_row = place.row;
-    of_head = place.kv_head;
-    if (place.first == place.chunk * place.chunk_keys(batch)) tile.clear();
-    const uint32_t run_end = place.end(batch);
-    attend_run<KIND>(tile, copies, lane, place.first, run_end);
-    if (run_end == place.chunk_end(batch))
-      tile.keep(cta, token, place.kv_head * T::GROUP, place.chunk);
+  for (; at.left > 0; at.template next<false>(of)) {
+    const int token = of.row(at.row).first;
+    if (at.row != of_row || at.kv_head != of_head)
+      tile.template load_queries<false>(cta, token, at.kv_head);
+    of_row = at.row;
+    of_head = at.kv_head;
+    if (at.first == at.chunk * at.chunk_keys(of)) tile.clear();
+    attend_run<KIND>(tile, copies, lane, at.first, at.end(of));
+    if (at.end(of) == at.chunk_end(of)) tile.keep(cta, token, at.kv_head * T::GROUP, at.chunk);
   }
   copies.close(lane);
 #pragma unroll 1

@@ -1,6 +1,7 @@
 // Attention of many tokens, with the bits of the narrow pass.
 #pragma once
 
+#include "kilotok/wide/attn_decode.cuh"
 #include "kilotok/wide/attn_full.cuh"
 #include "kilotok/wide/attn_window.cuh"
 

@@ -88,6 +88,7 @@ constexpr size_t BATCH_DRAFTS = 8;
 constexpr size_t QKV[] = {835584, 835584, 1179648};
 constexpr size_t OUTPUT[] = {589824, 589824, 589824};
 constexpr size_t WIDE_ATTENTION[] = {1, 1, 0};
+constexpr size_t DECODE[] = {1, 0, 0};
 constexpr size_t WIDE_FEW_QKV[] = {1024, 1024, 1408};
 constexpr size_t TILE[] = {0, 12032, 10240};
 constexpr size_t KEY_PAGE[] = {12288, 12288, 8192};

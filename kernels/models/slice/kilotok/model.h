@@ -88,6 +88,7 @@ constexpr size_t BATCH_DRAFTS = 8;
 constexpr size_t QKV[] = {22142976, 22142976, 28311552};
 constexpr size_t OUTPUT[] = {25165824, 25165824, 25165824};
 constexpr size_t WIDE_ATTENTION[] = {1, 1, 0};
+constexpr size_t DECODE[] = {0, 0, 0};
 constexpr size_t WIDE_FEW_QKV[] = {256, 256, 384};
 constexpr size_t TILE[] = {0, 29952, 27136};
 constexpr size_t KEY_PAGE[] = {6144, 6144, 4096};

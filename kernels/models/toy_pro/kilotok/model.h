@@ -88,6 +88,7 @@ constexpr size_t BATCH_DRAFTS = 8;
 constexpr size_t QKV[] = {1148928, 1148928, 1572864};
 constexpr size_t OUTPUT[] = {196608, 196608, 196608};
 constexpr size_t WIDE_ATTENTION[] = {1, 1, 1};
+constexpr size_t DECODE[] = {1, 0, 0};
 constexpr size_t WIDE_FEW_QKV[] = {768, 768, 1024};
 constexpr size_t TILE[] = {0, 7936, 10240};
 constexpr size_t KEY_PAGE[] = {6144, 6144, 4096};
