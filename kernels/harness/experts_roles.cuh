@@ -56,9 +56,13 @@ struct ExpertsRoles {
     cta.count_operand();
     w.wait_routes_free();
     choose_routes<KIND, false>(cta, routes, w.stream(), at<const float>(work.bias),
-                               w.token_count());
-    w.publish_routes();
-    w.with_pipeline([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
+                               w.token_count(), [&] { w.publish_experts(); });
+    w.with_pipeline([&](Ring& ring, Sums& sums) {
+      gate_up<KIND>(cta, ring, sums, [&] {
+        complete_routes<KIND>(cta, routes, w.token_count());
+        w.publish_routes();
+      });
+    });
     rows_in_ring<KIND>(w.token_count()) ? cta.count_operand() : cta.sync_grid();
     if (is_owner(cta))
       w.with_pipeline([&](Ring& ring, Sums& sums) {
@@ -93,7 +97,7 @@ struct ExpertsRoles {
   static __device__ __forceinline__ void produce(Warp& w, const Work& work) {
     uint32_t taken = 0;
     RowCounts counts = {};
-    LayerMemory layer = {};
+    LayerWeights layer = {};
     layer.gate_up = work.gate_up;
     layer.down = work.down;
     for (int i = 0; i < work.repeats; i++) {

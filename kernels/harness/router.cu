@@ -290,6 +290,19 @@ struct RouterCheck {
     for (float weight : c.weights)
       verdict.exact(std::isnan(weight), true, "weight with a NaN", 0, 0);
   }
+
+  // If all scores are equal, the first experts are chosen.
+  void check_equal(Verdict& verdict) {
+    Buffers::copy(work.bias, std::vector<float>(EXPERTS, 0.1f));
+    put_router(std::vector<float>(router.size()));
+    for (const Choice& c : choices(memory(TILE_TOKENS), TILE_TOKENS, verdict))
+      for (int i = 0; i < F.top_k; i++) {
+        verdict.exact(c.experts[i], i, "equal experts, place", 0, i);
+        verdict.exact(c.weights[i], c.weights[0], "weight of equal experts, place", 0, i);
+      }
+    put_router(router);
+    Buffers::copy(work.bias, bias);
+  }
 };
 
 template <int KIND>
@@ -323,6 +336,7 @@ bool all_kinds(bool small) {
     c.check_nan(few, TILE_TOKENS - 3, verdict);
     c.check_nan(all, TOKENS_MAX, verdict);
     c.check_nan_expert(verdict);
+    c.check_equal(verdict);
     bool right = verdict.print();
     for (int tokens : {TILE_TOKENS, TOKENS_MAX})
       if (!small) time_kind<KIND>(tokens);

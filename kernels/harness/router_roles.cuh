@@ -61,7 +61,8 @@ struct RouterRoles {
     Routes& routes = w.shared.routes;
     router_scores<KIND, true>(cta, w.shared.sums, w.token_count(), EPS);
     choose_routes<KIND, true>(cta, routes, w.stream(), at<const float>(work.bias),
-                              w.token_count());
+                              w.token_count(), [] {});
+    complete_routes<KIND>(cta, routes, w.token_count());
     if (work.routes != 0 && cta.thread() == 0) at<Routes>(work.routes)[cta.index()] = routes;
     cta.sync();
   }

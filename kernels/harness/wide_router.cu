@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(wide::ROUTER_THREADS, 1)
 template <int KIND>
 __global__ void __launch_bounds__(wide::CHOOSING_THREADS)
     choose_kernel(const RouterMemory memory) {
-  __shared__ wide::ChosenWeights shared;
+  __shared__ wide::ChosenExperts shared;
   wide::top_k_experts<KIND>(shared, memory);
 }
 

@@ -244,20 +244,24 @@ template <class W>
 __device__ __forceinline__ void produce_one(W& w) {
   const Cta& cta = w.cta;
   uint32_t taken = 0;
+  FirstWeights next(Target::layer(cta.memory, 0));
 #pragma unroll 1
   for (int index = 0; index < LAYERS; index++) {
-    const LayerMemory& layer = Target::layer(cta.memory, index);
-    with_matrix<QkvMatrix, 0, Target::ATTENTION_END>(layer.attention, [&](auto kind) {
+    const LayerMemory& memory = Target::layer(cta.memory, index);
+    const FirstWeights first = next;
+    const LayerWeights layer(memory);
+    next = FirstWeights(Target::layer(cta.memory, smaller(index + 1, LAYERS - 1)));
+    with_matrix<QkvMatrix, 0, Target::ATTENTION_END>(first.attention, [&](auto kind) {
       using M = QkvMatrix<decltype(kind)::value>;
-      produce<M, 1>(w.ring, layer.qkv, first_unit<M>(cta));
+      produce<M, 1>(w.ring, first.qkv, first_unit<M>(cta));
     });
-    with_kind<0, Target::ATTENTION_END>(layer.attention, [&](auto kind) {
+    with_kind<0, Target::ATTENTION_END>(first.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       if constexpr (STREAMED<A>)
-        produce_keys_of_one<A>(cta, w.ring, layer, w.batch().rows[0],
+        produce_keys_of_one<A>(cta, w.ring, memory, w.batch().rows[0],
                                chunks_of_one<A>(w.shared.pairs));
     });
-    with_matrix<OutputMatrix, 0, Target::ATTENTION_END>(layer.attention, [&](auto kind) {
+    with_matrix<OutputMatrix, 0, Target::ATTENTION_END>(first.attention, [&](auto kind) {
       produce<OutputMatrix<decltype(kind)::value>, 1>(w.ring, layer.output, cta.index());
     });
     with_kind<0, Target::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {

@@ -172,10 +172,14 @@ __device__ __forceinline__ void experts(Warp& w) {
   score_experts<KIND, DRAFT, POLLED>(w);
   w.wait_routes_free();
   choose_routes<KIND, POLLED>(cta, routes, w.stream(), at<const float>(w.layer().router_bias),
-                              w.token_count());
+                              w.token_count(), [&] { w.publish_experts(); });
   cta.stamp(Stamp::Routes, routes.count);
-  w.publish_routes();
-  w.with_pipeline([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
+  w.with_pipeline([&](Ring& ring, Sums& sums) {
+    gate_up<KIND>(cta, ring, sums, [&] {
+      complete_routes<KIND>(cta, routes, w.token_count());
+      w.publish_routes();
+    });
+  });
   cta.stamp(Stamp::GateUp);
   if (rows_in_ring<KIND>(w.token_count()))
     cta.count_operand();
@@ -330,10 +334,34 @@ __device__ __forceinline__ void consume_layers(Warp& w) {
   }
 }
 
+// What the producer needs first of a layer, which it loads during the layer before.
+struct FirstWeights {
+  uint32_t attention;
+  uint64_t qkv;
+
+  __device__ __forceinline__ explicit FirstWeights(const LayerMemory& layer)
+      : attention(layer.attention), qkv(layer.qkv) {}
+};
+
+// What it needs later. It loads that at once, before it waits for anything: a load takes 1 to 2 us,
+// and later all CTAs wait for weights that have this address.
+struct LayerWeights {
+  uint32_t feed_forward;
+  uint64_t output, router, gate_up, down;
+
+  LayerWeights() = default;
+  __device__ __forceinline__ explicit LayerWeights(const LayerMemory& layer)
+      : feed_forward(layer.feed_forward),
+        output(layer.output),
+        router(layer.router),
+        gate_up(layer.gate_up),
+        down(layer.down) {}
+};
+
 // Producer: the experts of a network. `counts` are the operands before it in the launch, `taken` is
 // the number of requests for units.
 template <int KIND, int TILES>
-__device__ __forceinline__ void produce_experts(Warp& w, const LayerMemory& layer,
+__device__ __forceinline__ void produce_experts(Warp& w, const LayerWeights& layer,
                                                 RowCounts& counts, uint32_t& taken) {
   const Cta& cta = w.cta;
   counts.operand++;
@@ -341,9 +369,14 @@ __device__ __forceinline__ void produce_experts(Warp& w, const LayerMemory& laye
     wait_operand(cta, counts.operand);
     produce_operand<KIND>(cta, w.ring);
   }
+  constexpr bool EARLY = TILES == 1 && FIRST_UNIT_IS_EARLY<KIND>;
+  if constexpr (EARLY) {
+    w.wait_experts();
+    produce_first_unit<KIND>(cta, w.ring, w.shared.routes, layer.gate_up);
+  }
   w.wait_routes();
   if constexpr (TILES == 1) {
-    produce_gate_up<KIND>(cta, w.ring, w.shared.routes, layer.gate_up, taken);
+    produce_gate_up<KIND, EARLY>(cta, w.ring, w.shared.routes, layer.gate_up, taken);
     if (rows_in_ring<KIND>(w.token_count())) {
       counts.operand++;
       counts.first++;
@@ -365,19 +398,23 @@ __device__ __forceinline__ void produce_layers(Warp& w) {
   using P = Part<DRAFT>;
   uint32_t taken = 0;
   RowCounts counts = {};
+  FirstWeights next(P::layer(w.cta.memory, 0));
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
-    const LayerMemory& layer = P::layer(w.cta.memory, index);
-    with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    const LayerMemory& memory = P::layer(w.cta.memory, index);
+    const FirstWeights first = next;
+    const LayerWeights layer(memory);
+    next = FirstWeights(P::layer(w.cta.memory, smaller(index + 1, P::LAYER_COUNT - 1)));
+    with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(first.attention, [&](auto kind) {
       using M = QkvMatrix<decltype(kind)::value>;
-      produce<M, TILES>(w.ring, layer.qkv, first_unit<M>(w.cta));
+      produce<M, TILES>(w.ring, first.qkv, first_unit<M>(w.cta));
     });
-    with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    with_kind<P::ATTENTION, P::ATTENTION_END>(first.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       if constexpr (STREAMED<A>)
-        produce_keys<A>(w.cta, w.ring, layer, w.batch(), w.shared.pairs[A]);
+        produce_keys<A>(w.cta, w.ring, memory, w.batch(), w.shared.pairs[A]);
     });
-    with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(first.attention, [&](auto kind) {
       produce<OutputMatrix<decltype(kind)::value>, TILES>(w.ring, layer.output, w.cta.index());
     });
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {

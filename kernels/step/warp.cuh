@@ -35,8 +35,9 @@ struct Shared {
   // The memory of this layer and of the next.
   LayerMemory layers[2];
   PairsByKind pairs;
-  // Mbarriers that complete when the chosen experts of a network are known, and when producer and
-  // epilogue no longer need them: a warp that is late must not miss a phase.
+  // Mbarriers that complete when the chosen experts of a network are known, when their routes are,
+  // and when producer and epilogue no longer need these: a warp that is late must not miss a phase.
+  alignas(8) uint64_t experts_chosen;
   alignas(8) uint64_t routes_ready;
   alignas(8) uint64_t routes_free;
   PipelineState pipelines[CONSUMER_WARPS];
@@ -54,6 +55,8 @@ __device__ __forceinline__ void set_up(const Memory& memory,
   if (threadIdx.x == 0) {
     shared.memory = memory;
     wait_context = WaitContext::begin(memory.fault, memory.wait_max_ms, memory.rank, launch);
+    ptx::mbarrier_init(ptx::shared_address(&shared.experts_chosen),
+                       TILE_TOKENS * ptx::WARP_ARRIVALS);
     ptx::mbarrier_init(ptx::shared_address(&shared.routes_ready), ptx::arrivals(CONSUMERS));
     ptx::mbarrier_init(ptx::shared_address(&shared.routes_free),
                        1 + EPILOGUE_WARPS * ptx::WARP_ARRIVALS);
@@ -114,6 +117,15 @@ struct Warp {
   // Consumers: publishes the routes, which all of them have seen, to producer and epilogue.
   __device__ __forceinline__ void publish_routes() {
     ptx::mbarrier_arrive_met<CONSUMERS>(ptx::shared_address(&shared.routes_ready), cta.thread());
+  }
+
+  // With one tile of tokens, consumer warps that may choose: a warp's token has its experts.
+  // Producer: waits until all have, before it waits for their routes.
+  __device__ __forceinline__ void publish_experts() {
+    ptx::mbarrier_arrive_warp(ptx::shared_address(&shared.experts_chosen), cta.lane());
+  }
+  __device__ __forceinline__ void wait_experts() {
+    wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.experts_chosen), routed_count & 1);
   }
 
   // Producer and epilogue warps: wait for the next routes; release them.

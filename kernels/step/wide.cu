@@ -224,7 +224,7 @@ extern "C" __global__ void __launch_bounds__(wide::CHOOSING_THREADS, 1)
     wide_top_k_experts(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   with_experts(memory, [&](auto kind) {
-    wide::top_k_experts<decltype(kind)::value>(launch_shared<wide::ChosenWeights>(),
+    wide::top_k_experts<decltype(kind)::value>(launch_shared<wide::ChosenExperts>(),
                                                router_memory(memory));
   });
 }

@@ -93,7 +93,7 @@ impl Constants {
             .field(batch, align_of::<BatchRow>())
             .field(2 * size_of::<LayerMemory>(), align_of::<LayerMemory>())
             .field(pairs, INT)
-            .field(2 * MBARRIER, MBARRIER)
+            .field(3 * MBARRIER, MBARRIER)
             .field(CONSUMER_WARPS * PIPELINE_BYTES, 16)
             .size()
     }

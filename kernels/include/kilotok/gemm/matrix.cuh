@@ -485,7 +485,9 @@ __device__ __forceinline__ void gemm_tile(const Cta& cta, Ring& ring, Sums& sums
   // `product(unit, acc)` multiplies one unit.
   const auto each_unit = [&](auto product) {
     prepare(cta);
-    cta.sync();
+    // The epilogue sees what `prepare` left when it has the sums of all warps. The sums' memory is
+    // free since the barrier before the operand, if there was one.
+    if (is_polled(row_of)) cta.sync();
 #pragma unroll 1
     for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
       float acc[1][4] = {};
@@ -535,6 +537,15 @@ __device__ __forceinline__ void gemm(const Cta& cta, Ring& ring, Sums& sums, uin
   }
 }
 
+// How many epilogue warps share a unit of one row tile.
+template <class Use>
+__host__ __device__ constexpr int shares_of() {
+  if constexpr (requires { Use::SHARES; })
+    return Use::SHARES;
+  else
+    return 1;
+}
+
 // Epilogue: the other half of `gemm`. `early` says whether `use.ahead`, which loads what `use`
 // needs from the GPU's memory, may run before the sums arrive. It may not where only their arrival
 // shows that other CTAs have written those values. It is called one unit ahead, because these loads
@@ -544,15 +555,17 @@ __device__ __forceinline__ void epilogue(const Cta& cta, Sums& sums, int first, 
                                     bool early = true) {
   if (tiles > 1 || first >= M::UNITS) return;
   if constexpr (requires { use.ahead(first, 0, 0, 0); }) {
+    constexpr int SHARES = shares_of<Use>();
+    const int own = Sums::part<M, SHARES>(cta);
     if (!early) sums.wait();
-    auto ahead = use.ahead(first, Sums::row_tile<M>(cta), 0, cta.lane());
+    auto ahead = use.ahead(first, own, 0, cta.lane());
 #pragma unroll 1
     for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
       auto later = ahead;
       if (unit + M::CTAS < M::UNITS)
-        later = use.ahead(unit + M::CTAS, Sums::row_tile<M>(cta), 0, cta.lane());
-      sums.reduce<M>(cta, [&](int row_tile, int tile, int lane, const float4& values) {
-        use.store(unit, row_tile, tile, lane, values, ahead);
+        later = use.ahead(unit + M::CTAS, own, 0, cta.lane());
+      sums.reduce<M, SHARES>(cta, [&](int part, int tile, int lane, const float4& values) {
+        use.store(unit, part, tile, lane, values, ahead);
       });
       ahead = later;
     }

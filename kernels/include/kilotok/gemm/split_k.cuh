@@ -108,26 +108,29 @@ struct Sums {
     next();
   }
 
-  // Epilogue: the row tile that a warp reduces, in a unit of several.
-  template <class M>
-  static __device__ __forceinline__ int row_tile(const Cta& cta) {
-    return M::ROW_TILES == 1 ? 0 : cta.warp() - CONSUMER_WARPS - 1;
+  // Epilogue: which part of a unit a warp reduces: a row tile of several, or one of the SHARES of a
+  // single row tile. If that is not shared, warps take units in turn.
+  template <class M, int SHARES>
+  static __device__ __forceinline__ int part(const Cta& cta) {
+    return M::ROW_TILES == 1 && SHARES == 1 ? 0 : cta.warp() - CONSUMER_WARPS - 1;
   }
 
-  // Epilogue: reduces the sums of the next unit and calls `use(row tile, 0, lane, values)`, with
-  // rows g and g + 8 of tokens 2q and 2q + 1.
-  template <class M, class Use>
+  // Epilogue: reduces the sums of the next unit and calls `use(part, 0, lane, values)`, with rows g
+  // and g + 8 of tokens 2q and 2q + 1.
+  template <class M, int SHARES = 1, class Use>
   __device__ __forceinline__ void reduce(const Cta& cta, Use use) {
+    static_assert(SHARES == 1 || (M::ROW_TILES == 1 && SHARES <= EPILOGUE_WARPS),
+                  "a warp for each share");
     wait();
-    const int epilogue_warp = cta.warp() - CONSUMER_WARPS - 1;
-    // A unit of one row tile is reduced by one epilogue warp, in turn.
-    const bool mine =
-        M::ROW_TILES == 1 ? stage % EPILOGUE_WARPS == epilogue_warp : epilogue_warp < M::ROW_TILES;
+    const int own = part<M, SHARES>(cta);
+    const bool mine = M::ROW_TILES == 1 && SHARES == 1
+                          ? stage % EPILOGUE_WARPS == cta.warp() - CONSUMER_WARPS - 1
+                          : own < M::ROW_TILES * SHARES;
     if (mine) {
-      const int tile = row_tile<M>(cta);
+      const int row_tile = SHARES == 1 ? own : 0;
       const float4* parts =
-          memory.parts + (stage * CONSUMER_WARPS + tile * M::COLUMN_WARPS) * 32 + cta.lane();
-      use(tile, 0, cta.lane(), sum_parts<M::COLUMN_WARPS>(parts, 32));
+          memory.parts + (stage * CONSUMER_WARPS + row_tile * M::COLUMN_WARPS) * 32 + cta.lane();
+      use(own, 0, cta.lane(), sum_parts<M::COLUMN_WARPS>(parts, 32));
     }
     release(cta);
   }

@@ -93,10 +93,10 @@ struct HeadTiles {
     return in_tile < GROUP - first_head % GROUP;
   }
   // Offset of a head's dimension among a token's queries.
-  static __device__ __forceinline__ int query_offset(int head, int dim) {
+  static __device__ __forceinline__ int query_offset(int head, uint32_t dim) {
     const int tile = head / GROUP * COUNT + head % GROUP / TILE_HEADS;
-    const int row = head % GROUP % TILE_HEADS, half = tile * STEPS * 2 + dim / 16;
-    const int lane = row % 8 * 4 + dim % 8 / 2;
+    const uint32_t row = head % GROUP % TILE_HEADS, half = tile * STEPS * 2 + dim / 16;
+    const uint32_t lane = row % 8 * 4 + dim % 8 / 2;
     return (half * 32 + lane) * 8 + dim % 16 / 8 * 4 + row / 8 * 2 + dim % 2;
   }
 };
@@ -115,7 +115,7 @@ constexpr int GROUP_KEYS = 8;
 static_assert(PAGE_TOKENS % GROUP_KEYS == 0, "a group lies in one page");
 
 // Offset of a position's dimension in its group.
-__host__ __device__ constexpr int in_group_offset(int position, int dim) {
+__host__ __device__ constexpr int in_group_offset(uint32_t position, uint32_t dim) {
   return dim / 8 * (GROUP_KEYS * 8) + position * 8 + dim % 8;
 }
 

@@ -24,19 +24,20 @@ constexpr int CHUNK_OPERAND_BYTES = TILE_TOKENS * CHUNK_COLUMNS * 2;
 // 2^27.
 constexpr float QUANTISED_SCALE = 1.2676506e30f;
 
-// Byte offset of a row. A row has `row_bytes`, which are not contiguous.
-__host__ __device__ __forceinline__ size_t operand_row(int row, int row_bytes) {
+// Byte offset of a row. A row has `row_bytes`, which are not contiguous. Here and below, numbers
+// are unsigned for divisions by powers of two.
+__host__ __device__ __forceinline__ size_t operand_row(uint32_t row, int row_bytes) {
   return static_cast<size_t>(row / TILE_TOKENS) * TILE_TOKENS * row_bytes + row % TILE_TOKENS * 64;
 }
 
 // Byte offset of a column among 32 columns that begin at a multiple of 32.
-__host__ __device__ __forceinline__ int half_offset(int column) {
-  const int in_step = column % 16;
+__host__ __device__ __forceinline__ int half_offset(uint32_t column) {
+  const uint32_t in_step = column % 16;
   return in_step % 8 / 2 * 16 + column % 32 / 16 * 8 + in_step / 8 * 4 + in_step % 2 * 2;
 }
 
 // Byte offset of a column from the beginning of its row.
-__host__ __device__ __forceinline__ int operand_offset(int column) {
+__host__ __device__ __forceinline__ int operand_offset(uint32_t column) {
   return column / CHUNK_COLUMNS * CHUNK_OPERAND_BYTES + column % CHUNK_COLUMNS / 32 * 512 +
          half_offset(column);
 }

@@ -91,9 +91,7 @@ __device__ __forceinline__ void choose_of_one(const Cta& cta, Routes& routes, St
                                               const float* bias, int turn) {
   const int lane = cta.lane();
   const Scores<KIND, true> scores(scores_of(cta.memory, turn), bias, lane);
-  const uint32_t chosen =
-      top_k_of_token<KIND, true>(scores, routes.weights[0], lane, [](uint32_t) {});
-  if (lane < FEED_FORWARDS[KIND].top_k) routes.experts[chosen & 255] = chosen >> 8;
+  top_k_of_token<KIND, true>(scores, routes.experts, routes.weights[0], lane, [](const auto&) {});
   if (lane == 0) stream.inverse_rms[0] = scores.inverse_rms;
 }
 

@@ -121,15 +121,17 @@ __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& strea
   const NextRmsNorm& next = stream.norm;
   ScaledTile* tiles = scaled_stream(sums);
   const Memory& memory = cta.memory;
-  const int row = cta.thread() % OWNER_ROWS, own = cta.thread() / OWNER_ROWS;
-  const int column = cta.index() * OWNER_ROWS + row;
+  const uint32_t thread = cta.thread();
+  const uint32_t row = thread % OWNER_ROWS, own = thread / OWNER_ROWS;
+  const uint32_t column = cta.index() * OWNER_ROWS + row;
   ptx::wait_for_copies();
   cta.sync();
 #pragma unroll 1
   for (int first = 0; first < token_count; first += TOKENS_TOGETHER) {
-    const int token = first + own;
+    const uint32_t token = first + own;
+    const bool has_token = token < static_cast<uint32_t>(token_count);
     float square = 0;
-    if (token < token_count) {
+    if (has_token) {
       float& tiled = IS_TILE ? tiles[first / TILE_TOKENS][row][own]
                              : tiles[token / TILE_TOKENS][row][token % TILE_TOKENS];
       if (HIDDEN % OWNER_ROWS != 0 && column >= HIDDEN) {
@@ -152,7 +154,7 @@ __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& strea
 #pragma unroll
     for (int distance = SQUARE_ROWS / 2; distance > 0; distance /= 2)
       square += __shfl_xor_sync(~0u, square, distance);
-    if (row % SQUARE_ROWS == 0 && token < token_count)
+    if (row % SQUARE_ROWS == 0 && has_token)
       stream.squares[token][row / SQUARE_ROWS] = square;
   }
   cta.sync();

@@ -48,6 +48,12 @@ struct ProjectionUse {
       : kind(k), page_group(group), value_scale(scale) {}
 };
 
+// A dimension after its rotation; `other` is the one that it is rotated with, negative for the
+// first of the two. All passes round the two products in this order.
+__device__ __forceinline__ float rotate(float own, float other, const float2& turn) {
+  return __fmaf_rn(own, turn.x, __fmul_rn(other, turn.y));
+}
+
 // For a projection whose rows lie in pairs: the head of a tile of 16 rows, and the lane's two
 // dimensions of it.
 template <int KIND>
@@ -60,17 +66,26 @@ struct HeadPair {
   __device__ __forceinline__ HeadPair(int row_tile, int lane)
       : is_query(row_tile * 16 < Rows::KEY), is_value(row_tile * 16 >= Rows::VALUE) {
     const int row = row_tile * 16 - (is_query ? 0 : is_value ? Rows::VALUE : Rows::KEY);
-    const int dims = is_value ? A.v_dim : A.qk_dim, in_head = row % dims;
-    head = row / dims;
+    // Divisions by constants take a few instructions each, one by either of them dozens.
+    head = is_value ? row / A.v_dim : row / A.qk_dim;
+    const int in_head = row - head * (is_value ? A.v_dim : A.qk_dim);
     rotated = !is_value && in_head < 2 * A.rope_pairs;
     first = (rotated ? in_head / 2 : in_head) + lane / 4;
     second = first + (rotated ? A.rope_pairs : 8);
   }
 
+  __device__ __forceinline__ float own_scale(float value_scale) const {
+    return is_value ? value_scale : 1.0f;
+  }
+
   // Scales and rotates a token's two products, after their biases are added.
   __device__ __forceinline__ void finish(float& a, float& b, float inverse_rms, float value_scale,
                                          const float2& bias, const float2& turn) const {
-    const float own_scale = is_value ? value_scale : 1.0f;
+    finish_pair(a, b, inverse_rms, own_scale(value_scale), bias, turn, rotated);
+  }
+  static __device__ __forceinline__ void finish_pair(float& a, float& b, float inverse_rms,
+                                                     float own_scale, const float2& bias,
+                                                     const float2& turn, bool rotated) {
     if constexpr (A.bias) {
       a = scale_product<true>(a, inverse_rms, bias.x) * own_scale;
       b = scale_product<true>(b, inverse_rms, bias.y) * own_scale;
@@ -80,8 +95,8 @@ struct HeadPair {
       b *= scale;
     }
     if (!rotated) return;
-    const float turned = a * turn.x - b * turn.y;
-    b = b * turn.x + a * turn.y;
+    const float turned = rotate(a, -b, turn);
+    b = rotate(b, a, turn);
     a = turned;
   }
 
@@ -99,6 +114,9 @@ template <int KIND, bool ONE = false>
 struct StoreHeads {
   using Pair = HeadPair<KIND>;
   using T = HeadTiles<KIND>;
+  // Epilogue warps that share a unit: each has one of a lane's two tokens, because all CTAs wait
+  // for the last unit to be stored.
+  static constexpr int SHARES = ONE ? 1 : 2;
   const Memory& memory;
   const LayerMemory& layer;
   const HeldBatch& batch;
@@ -108,68 +126,89 @@ struct StoreHeads {
   ProjectionUse use;
   bool own;
 
-  // Values for the lane's two tokens that are loaded from the GPU's memory ahead of the products.
+  // Values of a lane's token from the GPU's memory.
+  struct Loaded {
+    float2 turn;
+    uint32_t place;
+  };
+  // Where a pair's first value is stored, and the second one, counted from there.
+  struct Place {
+    uint16_t* to;
+    int second;
+  };
+  // What is known of a lane's token ahead of the products.
   struct Ahead {
-    float2 bias;
-    float2 turns[2];
-    uint32_t places[2];
+    float2 bias, turn;
+    float own_scale;
+    bool rotated;
+    Place place;
   };
 
-  __device__ __forceinline__ int token(int tile, int lane, int j) const {
-    return tile * TILE_TOKENS + lane % 4 * 2 + j;
+  __device__ __forceinline__ int token(int tile, int lane, int share) const {
+    return tile * TILE_TOKENS + lane % 4 * 2 + share;
   }
   __device__ __forceinline__ int token_count() const { return ONE ? 1 : batch.token_count(); }
 
-  __device__ __forceinline__ Ahead ahead(int unit, int, int tile, int lane) const {
-    const Pair pair(unit, lane);
-    Ahead a = {};
-    a.bias = load_biases<KIND>(biases, unit, lane / 4);
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      const int t = smaller(token(tile, lane, j), token_count() - 1);
-      const float2* turns = at<const float2>(memory.angles) +
-                            (use.kind * TOKENS_MAX + t) * ROPE_PAIRS_MAX + pair.first;
-      if (pair.rotated) a.turns[j] = *turns;
-      if (!pair.is_query)
-        a.places[j] = token_cache_index<KIND>(memory, batch, use.page_group, t, pair.head, own);
+  __device__ __forceinline__ Loaded load(const Pair& pair, int t) const {
+    Loaded l = {};
+    if (pair.rotated)
+      l.turn = at<const float2>(memory.angles)[(use.kind * TOKENS_MAX + t) * ROPE_PAIRS_MAX +
+                                               pair.first];
+    if (!pair.is_query)
+      l.place = token_cache_index<KIND>(memory, batch, use.page_group, t, pair.head, own);
+    return l;
+  }
+  // `place` is that of a key or value.
+  __device__ __forceinline__ Place place_of(const Pair& pair, int t, uint32_t place) const {
+    if (pair.is_query) {
+      const int first = T::query_offset(pair.head, pair.first);
+      return {at<uint16_t>(memory.queries) + t * QUERY_VALUES + first,
+              T::query_offset(pair.head, pair.second) - first};
     }
-    return a;
+    const int first = in_group_offset(place % GROUP_KEYS, pair.first);
+    return {pair.begin(own ? memory.own_keys : layer.keys, own ? memory.own_values : layer.values,
+                       place) +
+                first,
+            in_group_offset(place % GROUP_KEYS, pair.second) - first};
   }
 
-  __device__ __forceinline__ void store(int unit, int, int tile, int lane, const float4& v,
+  __device__ __forceinline__ Ahead ahead(int unit, int share, int tile, int lane) const {
+    const Pair pair(unit, lane);
+    const int t = smaller(token(tile, lane, share), token_count() - 1);
+    const Loaded l = load(pair, t);
+    return {load_biases<KIND>(biases, unit, lane / 4), l.turn, pair.own_scale(use.value_scale),
+            pair.rotated, place_of(pair, t, l.place)};
+  }
+
+  __device__ __forceinline__ void store(int, int share, int tile, int lane, const float4& v,
                                         const Ahead& ahead) const {
-    const Pair pair(unit, lane);
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      const int t = token(tile, lane, j);
-      if (t >= token_count()) continue;
-      float a = j == 0 ? v.x : v.y, b = j == 0 ? v.z : v.w;
-      pair.finish(a, b, stream.inverse_rms[t], use.value_scale, ahead.bias, ahead.turns[j]);
-      if (pair.is_query) {
-        uint16_t* to = at<uint16_t>(memory.queries) + t * QUERY_VALUES;
-        to[T::query_offset(pair.head, pair.first)] = ptx::to_bf16(a);
-        to[T::query_offset(pair.head, pair.second)] = ptx::to_bf16(b);
-      } else {
-        const uint32_t place = ahead.places[j], in_group = place % GROUP_KEYS;
-        uint16_t* to = pair.begin(own ? memory.own_keys : layer.keys,
-                                  own ? memory.own_values : layer.values, place);
-        to[in_group_offset(in_group, pair.first)] = ptx::to_bf16(a);
-        to[in_group_offset(in_group, pair.second)] = ptx::to_bf16(b);
-      }
-    }
+    const int t = token(tile, lane, share);
+    if (t >= token_count()) return;
+    float a = share == 0 ? v.x : v.y, b = share == 0 ? v.z : v.w;
+    Pair::finish_pair(a, b, stream.inverse_rms[t], ahead.own_scale, ahead.bias, ahead.turn,
+                      ahead.rotated);
+    ahead.place.to[0] = ptx::to_bf16(a);
+    ahead.place.to[ahead.place.second] = ptx::to_bf16(b);
   }
 
-  __device__ __forceinline__ void operator()(int unit, int row_tile, int tile, int lane,
+  // Consumers, with several tiles: stores both tokens of a lane.
+  __device__ __forceinline__ void operator()(int unit, int, int tile, int lane,
                                              const float4& v) const {
-    store(unit, row_tile, tile, lane, v, ahead(unit, row_tile, tile, lane));
+    const Pair pair(unit, lane);
+    const float2 bias = load_biases<KIND>(biases, unit, lane / 4);
+    const int last = token_count() - 1;
+    const Loaded both[2] = {load(pair, smaller(token(tile, lane, 0), last)),
+                            load(pair, smaller(token(tile, lane, 1), last))};
+#pragma unroll
+    for (int share = 0; share < 2; share++) {
+      const int t = token(tile, lane, share);
+      if (t > last) continue;
+      const Ahead ahead = {bias, both[share].turn, pair.own_scale(use.value_scale), pair.rotated,
+                           place_of(pair, t, both[share].place)};
+      store(unit, share, tile, lane, v, ahead);
+    }
   }
 };
-
-// A dimension after its rotation; `other` is the one that it is rotated with, negative for the
-// first of the two. All passes round the two products in this order.
-__device__ __forceinline__ float rotate(float own, float other, const float2& turn) {
-  return __fmaf_rn(own, turn.x, __fmul_rn(other, turn.y));
-}
 
 // One head of a token: a lane has dimensions lane, lane + 32 and so on, and for the first of them
 // also the dimension that it is rotated with.

@@ -59,10 +59,29 @@ __device__ __forceinline__ void produce_unit(Ring& ring, uint64_t address, int e
   }
 }
 
+// Whether the producer copies a CTA's first unit as soon as the experts are chosen, while their
+// routes are still made: the CTA always has one.
+template <int KIND>
+constexpr bool FIRST_UNIT_IS_EARLY = FEED_FORWARDS[KIND].top_k * GateUpMatrix<KIND>::UNITS >= GRID;
+
+// Producer: copies the first unit. The entry that it belongs to is an index among the bits of the
+// chosen experts.
+template <int KIND>
+__device__ __forceinline__ void produce_first_unit(const Cta& cta, Ring& ring,
+                                                   const Routes& routes, uint64_t address) {
+  int word = 0, entry = cta.index() / GateUpMatrix<KIND>::UNITS;
+  uint32_t bits = routes.bits[0];
+#pragma unroll 1
+  for (; entry >= __popc(bits); bits = routes.bits[++word]) entry -= __popc(bits);
+#pragma unroll 1
+  for (; entry > 0; entry--) bits &= bits - 1;
+  produce_unit<KIND>(ring, address, word * 32 + __popc(~bits & (bits - 1)), cta.index());
+}
+
 // Producer: copies units of gate and up until none is left. `taken` is the number of requests by
 // all CTAs before this network. Each unit is requested before the previous one is copied, because
-// the answer takes as long as a copy.
-template <int KIND>
+// the answer takes as long as a copy. If the first unit is EARLY, it has been copied.
+template <int KIND, bool EARLY = false>
 __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, const Routes& routes,
                                                 uint64_t address, uint32_t& taken) {
   using M = GateUpMatrix<KIND>;
@@ -74,7 +93,8 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
     const bool requests = next >= OWN_UNITS || own >= count;
     uint32_t answer = 0;
     if (requests) answer = ptx::add_relaxed(cta.counter(Counter::UnitsTaken), 1);
-    if (next > 0) produce_unit<KIND>(ring, address, routes.experts[unit / M::UNITS], unit);
+    if (next > (EARLY ? 1 : 0))
+      produce_unit<KIND>(ring, address, routes.experts[unit / M::UNITS], unit);
     unit = requests ? OWN_UNITS * GRID + static_cast<int>(answer - taken) : own;
     if (unit >= count) break;
   }
@@ -84,12 +104,13 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
   taken += larger(count - OWN_UNITS * GRID, 0) + GRID;
 }
 
-// Consumers: multiply gate and up of all experts.
-template <int KIND>
-__device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums) {
+// Consumers: multiply gate and up of all experts. `prepare()` is called when the operand is held.
+template <int KIND, class Prepare>
+__device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums, Prepare prepare) {
   using N = Moe<KIND>;
   using M = typename N::GateUp;
   const auto each_unit = [&](const auto& multiplier) {
+    prepare();
 #pragma unroll 1
     for (int unit = ring.wait_unit(); unit != NO_UNIT; unit = ring.wait_unit()) {
       float acc[1][4] = {};
@@ -128,7 +149,8 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
     }
     if (unit == NO_UNIT) break;
     sums.reduce<M>(cta, [&](int, int, int lane, const float4& v) {
-      const int entry = unit / M::UNITS, row = unit % M::UNITS * 8 + lane / 4;
+      const uint32_t number = unit;
+      const int entry = number / M::UNITS, row = number % M::UNITS * 8 + lane / 4;
       if (row >= N::F.width) return;
       const float2 bias = gate_up_bias<KIND>(biases, routes.experts[entry], row);
 #pragma unroll 1

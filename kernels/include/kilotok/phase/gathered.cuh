@@ -53,18 +53,19 @@ __device__ __forceinline__ void top_k_experts(const Cta& cta, SumMemory& scratch
   constexpr int TOP_K = FEED_FORWARDS[KIND].top_k;
   const int lane = cta.lane();
   float* weights = reinterpret_cast<float*>(scratch.scratch) + cta.warp() * TOP_K;
+  uint16_t* experts = reinterpret_cast<uint16_t*>(reinterpret_cast<float*>(scratch.scratch) +
+                                                  CONSUMER_WARPS * TOP_K) +
+                      cta.warp() * TOP_K;
 #pragma unroll 1
   for (int token = cta.index() + cta.warp() * GRID; token < token_count;
        token += CONSUMER_WARPS * GRID) {
     const Scores<KIND, false> scores(scores_of(cta.memory, token), bias, lane);
-    const uint32_t chosen =
-        top_k_of_token<KIND, false>(scores, weights, lane, [](uint32_t) {});
-    __syncwarp();
-    const int place = chosen & 255;
-    float* to = scores_of(cta.memory, token) + CHOSEN + place;
+    top_k_of_token<KIND, false>(scores, experts, weights, lane, [](const auto&) {});
     if (lane < TOP_K) {
-      ptx::store_l2(reinterpret_cast<uint32_t*>(to), chosen >> 8);
-      ptx::store_l2(reinterpret_cast<uint32_t*>(to) + TOP_K_MAX, __float_as_uint(weights[place]));
+      uint32_t* to =
+          reinterpret_cast<uint32_t*>(scores_of(cta.memory, token) + CHOSEN) + lane;
+      ptx::store_l2(to, experts[lane]);
+      ptx::store_l2(to + TOP_K_MAX, __float_as_uint(weights[lane]));
     }
     __syncwarp();
   }

@@ -160,12 +160,22 @@ __device__ __forceinline__ bool rows_in_ring(int token_count) {
     return token_count > 1 || !SortedRows<KIND>::HAS_TOKEN;
 }
 
-// The routes of one tile of tokens, with the places of their rows.
-template <int KIND, bool POLLED>
+// The routes of one tile of tokens, with the places of their rows. The experts and their number are
+// visible to all consumers; `complete_routes` follows.
+template <int KIND, bool POLLED, class Note>
 __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, StreamMemory& stream,
-                                              const float* bias, int token_count) {
+                                              const float* bias, int token_count, Note note) {
   top_k_routes<KIND, POLLED, !Moe<KIND>::HAS_ALL_ROWS>(
-      cta, routes, stream, bias, token_count, [](int row) { return AllRows<KIND>::place(row); });
+      cta, routes, stream, bias, token_count, [](int row) { return AllRows<KIND>::place(row); },
+      note);
+}
+
+// The first warp: counts sorted rows, which only `down` and the epilogue of gate and up need.
+template <int KIND>
+__device__ __forceinline__ void complete_routes(const Cta& cta, Routes& routes, int token_count) {
+  if (Moe<KIND>::HAS_ALL_ROWS || token_count == 1 || cta.warp() != 0) return;
+  count_rows(routes, cta.lane());
+  __syncwarp();
 }
 
 // Resets the values that `down` polls. Called between two grid barriers.

@@ -389,83 +389,110 @@ struct Scores {
     return add_lanes(sum);
   }
 
-  // The top-k experts by `merit`; of equals the lower comes first. Lane c gets choice c and its
-  // `weighing`.
-  __device__ __forceinline__ void top_k(int lane, uint32_t& mine, float& score) const {
+  // The top-k experts by `merit`, a bit each; of equals the lower comes first. All lanes get the
+  // same.
+  __device__ __forceinline__ void top_k(int lane, uint32_t (&chosen)[EACH]) const {
+    constexpr int TOP_K = FEED_FORWARDS[KIND].top_k;
     uint32_t keys[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; i++)
       keys[i] = i * 32 + lane < EXPERTS ? order_key(merit(i)) : 0;
-    mine = ~0u;
-#pragma unroll 1
-    for (int choice = 0; choice < FEED_FORWARDS[KIND].top_k; choice++) {
-      uint32_t best[EACH];
-      int which[EACH];
-#pragma unroll
-      for (int i = 0; i < EACH; i++) {
-        best[i] = keys[i];
-        which[i] = i;
-      }
+    const auto largest_of = [&](uint32_t (&best)[EACH]) {
 #pragma unroll
       for (int distance = 1; distance < EACH; distance *= 2)
 #pragma unroll
         for (int i = 0; i + distance < EACH; i += 2 * distance)
-          if (best[i + distance] > best[i]) {
-            best[i] = best[i + distance];
-            which[i] = which[i + distance];
-          }
-      const uint32_t highest = __reduce_max_sync(~0u, best[0]);
-      const uint32_t own = best[0] == highest ? which[0] * 32 + lane : ~0u;
-      const uint32_t expert = __reduce_min_sync(~0u, own);
-      if (lane == choice) mine = expert;
+          best[i] = max(best[i], best[i + distance]);
+      return __reduce_max_sync(~0u, best[0]);
+    };
+    const auto largest = [&] {
+      uint32_t best[EACH];
 #pragma unroll
-      for (int i = 0; i < EACH; i++)
-        if (expert == static_cast<uint32_t>(i * 32 + lane)) keys[i] = 0;
+      for (int i = 0; i < EACH; i++) best[i] = keys[i];
+      return largest_of(best);
+    };
+    // If no scores are equal, the k-th largest key separates the experts.
+    uint32_t least = largest();
+#pragma unroll 1
+    for (int choice = 1; choice < TOP_K; choice++) {
+      uint32_t best[EACH];
+#pragma unroll
+      for (int i = 0; i < EACH; i++) best[i] = keys[i] < least ? keys[i] : 0;
+      least = largest_of(best);
     }
-    score = 0;
+    int count = 0;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      const float other = __shfl_sync(~0u, weighing(i), mine % 32);
-      if (mine / 32 == i) score = other;
+      chosen[i] = __ballot_sync(~0u, keys[i] >= least);
+      count += __popc(chosen[i]);
     }
+    if (count == TOP_K) return;
+    // Otherwise they are chosen one by one.
+    uint32_t picked = 0;
+#pragma unroll 1
+    for (int choice = 0; choice < TOP_K; choice++) {
+      const uint32_t highest = largest();
+      uint32_t own = ~0u;
+#pragma unroll
+      for (int i = EACH - 1; i >= 0; i--) own = keys[i] == highest ? i * 32 + lane : own;
+      const uint32_t expert = __reduce_min_sync(~0u, own);
+#pragma unroll
+      for (int i = 0; i < EACH; i++)
+        if (expert == static_cast<uint32_t>(i * 32 + lane)) {
+          keys[i] = 0;
+          picked |= 1u << i;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) chosen[i] = __ballot_sync(~0u, picked >> i & 1);
   }
 };
 
-// One warp chooses one token's experts. The result of lane c is the expert of choice c, times 256,
-// plus its rank among the token's experts in ascending order, which is also the index of its
-// weight. `note(expert)` is called for each of them.
+// One warp chooses one token's experts, and leaves them in `experts` in ascending order, with their
+// weights in `weights`. `note(chosen)` is called as soon as they are known, with a bit for each.
 template <int KIND, bool POLLED, class Note>
-__device__ __forceinline__ uint32_t top_k_of_token(const Scores<KIND, POLLED>& scores,
-                                                     float* weights, int lane, Note note) {
+__device__ __forceinline__ void top_k_of_token(const Scores<KIND, POLLED>& scores,
+                                               uint16_t* experts, float* weights, int lane,
+                                               Note note) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
+  constexpr bool SOFTMAX = Router<KIND>::SOFTMAX;
+  constexpr int EACH = Scores<KIND, POLLED>::EACH;
   static_assert(F.top_k < 32, "a lane for each choice, and one that counts");
+  uint32_t chosen[EACH];
+  scores.top_k(lane, chosen);
+  note(chosen);
   const bool numbers = scores.are_numbers();
-  uint32_t mine;
-  float score;
-  scores.top_k(lane, mine, score);
-  float all = 1.0f;
-  if constexpr (Router<KIND>::SOFTMAX) {
-    const float largest = __shfl_sync(~0u, score, 0);
-    score = ptx::exp2((score - largest) * ptx::LOG2_E);
-    if constexpr (!F.normalise) all = scores.sum_of_exponentials(largest, lane);
-  }
-  // The weights are summed in ascending order of experts.
-  int place = 0;
+  int before = 0;
 #pragma unroll
-  for (int choice = 0; choice < F.top_k; choice++) place += __shfl_sync(~0u, mine, choice) < mine;
-  if (lane < F.top_k) {
-    weights[place] = score;
-    note(mine);
+  for (int i = 0; i < EACH; i++) {
+    const int place = before + __popc(chosen[i] & ((1u << lane) - 1));
+    if (chosen[i] >> lane & 1) {
+      experts[place] = i * 32 + lane;
+      weights[place] = scores.weighing(i);
+    }
+    before += __popc(chosen[i]);
   }
   __syncwarp();
+  float all = 1.0f, largest = 0;
+  if constexpr (SOFTMAX) {
+    largest = weights[0];
+#pragma unroll
+    for (int choice = 1; choice < F.top_k; choice++) largest = fmaxf(largest, weights[choice]);
+    if constexpr (!F.normalise) all = scores.sum_of_exponentials(largest, lane);
+  }
+  const auto raw = [&](int choice) {
+    const float score = weights[choice];
+    return SOFTMAX ? ptx::exp2((score - largest) * ptx::LOG2_E) : score;
+  };
+  // The weights are summed in ascending order of experts.
   float total = 0;
 #pragma unroll
-  for (int choice = 0; choice < F.top_k; choice++) total += weights[choice];
+  for (int choice = 0; choice < F.top_k; choice++) total += raw(choice);
+  const float own = raw(smaller(lane, F.top_k - 1));
   const float divisor = !numbers ? __uint_as_float(0x7fc00000u)
                                  : F.normalise ? total + 1e-20f : all;
   __syncwarp();
-  if (lane < F.top_k) weights[place] = ptx::divide(score, divisor) * F.scale;
-  return mine << 8 | place;
+  if (lane < F.top_k) weights[lane] = ptx::divide(own, divisor) * F.scale;
 }
 
 // The row of a token's value for an entry, where rows are sorted by expert. For a token that has
@@ -501,12 +528,14 @@ __device__ __forceinline__ void count_rows(Routes& routes, int lane) {
   if (lane == 31) routes.sorted.first_rows[ROUTES_MAX] = before;
 }
 
-// The routes of one tile of tokens, the same in every CTA. `place_of(row)` is where `down` finds a
-// row of the inner operand, if rows are not SORTED; the row after the last one holds zeros.
-template <int KIND, bool POLLED, bool SORTED, class PlaceOf>
+// The routes of one tile of tokens, the same in every CTA; where rows are SORTED, `complete_routes`
+// follows. `place_of(row)` is where `down` finds a row of the inner operand, if they are not; the
+// row after the last one holds zeros. Each warp that may choose calls `note()` when its token's
+// experts are in `routes.bits`.
+template <int KIND, bool POLLED, bool SORTED, class PlaceOf, class Note>
 __device__ __forceinline__ void top_k_routes(const Cta& cta, Routes& routes, StreamMemory& stream,
                                               const float* bias, int token_count,
-                                              PlaceOf place_of) {
+                                              PlaceOf place_of, Note note) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   constexpr int WORDS = ceil_div(F.experts, 32), ROWS = TILE_TOKENS * F.top_k;
   const int token = cta.warp(), lane = cta.lane();
@@ -520,18 +549,32 @@ __device__ __forceinline__ void top_k_routes(const Cta& cta, Routes& routes, Str
        i += CONSUMERS)
     reinterpret_cast<uint32_t*>(routes.places)[i] = SORTED ? 0 : place_of(ROWS) * 0x10001u;
   cta.sync();
-  uint32_t chosen = 0;
+  int expert = F.experts;
   if (chooses) {
     const Scores<KIND, POLLED> scores(scores_of(cta.memory, token), bias, lane);
-    chosen = top_k_of_token<KIND, POLLED>(
-        scores, routes.weights[token], lane,
-        [&](uint32_t expert) { atomicOr(&routes.bits[expert / 32], 1u << expert % 32); });
+    // The list of experts is written after the next sync, so a token's may lie there.
+    uint16_t* experts = routes.experts + token * F.top_k;
+    const auto note_bits = [&](const uint32_t(&chosen)[WORDS]) {
+      int own = 0;
+#pragma unroll
+      for (int i = 0; i < WORDS; i++) {
+        // Otherwise the compiler keeps them in local memory, to load one by its index.
+        int word = chosen[i];
+        ptx::make_opaque(word);
+        own = lane == i ? word : own;
+      }
+      if (lane < WORDS) atomicOr(&routes.bits[lane], static_cast<uint32_t>(own));
+      note();
+    };
+    top_k_of_token<KIND, POLLED>(scores, experts, routes.weights[token], lane, note_bits);
     if (lane == 0) stream.inverse_rms[token] = scores.inverse_rms;
+    if (lane < F.top_k) expert = experts[lane];
+  } else if (token < TILE_TOKENS) {
+    note();
   }
   cta.sync();
   // The index of an expert in the list is the number of chosen experts below it.
   if (chooses && lane <= F.top_k) {
-    const int expert = lane < F.top_k ? chosen >> 8 : F.experts, choice = chosen & 255;
     int entry = 0;
 #pragma unroll
     for (int word = 0; word < WORDS; word++) {
@@ -540,19 +583,16 @@ __device__ __forceinline__ void top_k_routes(const Cta& cta, Routes& routes, Str
     }
     if (lane < F.top_k) {
       routes.experts[entry] = expert;
-      routes.choices[entry][token] = choice;
+      routes.choices[entry][token] = lane;
       if constexpr (SORTED)
         atomicOr(&routes.sorted.tokens[entry], 1u << token);
       else
-        routes.places[token][entry] = place_of(token * F.top_k + choice);
+        routes.places[token][entry] = place_of(token * F.top_k + lane);
     } else {
       routes.count = entry;
     }
     if (SORTED && token_count == 1) routes.sorted.first_rows[entry] = entry;
   }
-  cta.sync();
-  if (!SORTED || token_count == 1) return;
-  if (cta.warp() == 0) count_rows(routes, lane);
   cta.sync();
 }
 

@@ -464,9 +464,10 @@ __device__ __forceinline__ void router_scores(RouterShared<KIND>& shared,
 // Warps of a CTA that choose experts.
 constexpr int CHOOSING_WARPS = 8, CHOOSING_THREADS = CHOOSING_WARPS * 32;
 
-// The weights of the token that each of them chooses for.
-struct ChosenWeights {
+// The experts of the token that each of them chooses for, and their weights.
+struct ChosenExperts {
   float weights[CHOOSING_WARPS][TOP_K_MAX];
+  uint16_t experts[CHOOSING_WARPS][TOP_K_MAX];
 };
 
 // A warp: a token's scores from their sums.
@@ -520,7 +521,7 @@ __device__ __forceinline__ Scores<KIND, false> finish_scores(const RouterMemory&
 
 // All threads of all CTAs, CHOOSING_THREADS each.
 template <int KIND>
-__device__ __forceinline__ void top_k_experts(ChosenWeights& shared, const RouterMemory& memory) {
+__device__ __forceinline__ void top_k_experts(ChosenExperts& shared, const RouterMemory& memory) {
   constexpr int TOP_K = FEED_FORWARDS[KIND].top_k;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float* weights = shared.weights[warp];
@@ -530,12 +531,11 @@ __device__ __forceinline__ void top_k_experts(ChosenWeights& shared, const Route
   for (int token = warp * GRID + ptx::cta_index(); token < memory.tokens;
        token += GRID * CHOOSING_WARPS) {
     const auto scores = finish_scores<KIND>(memory, token, are_shared, lane);
-    const uint32_t chosen = top_k_of_token<KIND, false>(scores, weights, lane, [](uint32_t) {});
-    __syncwarp();
+    top_k_of_token<KIND, false>(scores, shared.experts[warp], weights, lane, [](const auto&) {});
     const int first = (ranks.first_token(ranks.rank) + token) * TOP_K;
     if (lane < TOP_K) {
       ranks.on_all(memory.experts, [&](uint64_t experts) {
-        at<uint32_t>(experts)[first + (chosen & 255)] = chosen >> 8;
+        at<uint32_t>(experts)[first + lane] = shared.experts[warp][lane];
       });
       ranks.on_all(memory.weights,
                    [&](uint64_t to) { at<float>(to)[first + lane] = weights[lane]; });
