@@ -10,7 +10,7 @@ use kilotok_weights::Checkpoint;
 
 use crate::{
     DEMO, GPT_OSS, PRO, PRO_DENSE, QWEN3_DENSE, QWEN3_EXPERTS, QWEN3_FP8, QWEN3_MOE, TILE,
-    V2_6_FLASH, WIDE_EXPERTS, cuda_wide, wide,
+    V2_6_FLASH, WIDE_EXPERTS, WIDE_TOKENS, cuda_wide, long, wide,
 };
 
 /// Tokens of the prompt: more than twice the number that a CTA of the wide pass multiplies, more
@@ -141,6 +141,24 @@ fn wide_rows_have_the_narrow_passes_bits() {
     // Which drafts are reported depends on how many of them fit into a step.
     for (index, found) in found.iter().enumerate() {
         assert_eq!(difference(&expected[index % KINDS], found), None, "row {index}");
+    }
+}
+
+/// In a long context a CTA has more than two chunks of keys, on the emulator's few multiprocessors:
+/// then warps attend chunks of their own.
+#[test]
+fn the_kernel_for_one_token_has_the_wide_passes_bits_in_a_long_context() {
+    const LENGTH: usize = 700;
+    needs_gpus!(1);
+    for (name, checkpoint) in [("gpt-oss", &GPT_OSS), ("qwen3 experts", &QWEN3_EXPERTS)] {
+        let how = How { drafts: Drafts::Held { made: 0, used: 0 }, ..How::default() };
+        let request = prompt(checkpoint, 5, LENGTH);
+        let sizes = CpuOptions { token_max: WIDE_TOKENS, ..long(1) };
+        let [expected, found] = [0, TILE].map(|above| {
+            let mut engine = cuda_wide(checkpoint, &sizes, above);
+            Host::new(&mut *engine, 0).run(&request, &how).unwrap()
+        });
+        assert_eq!(difference(&expected, &found), None, "{name}");
     }
 }
 

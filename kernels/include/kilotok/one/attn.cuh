@@ -1,7 +1,8 @@
 // Attention of one token over keys that are split into chunks. A CTA has one chunk of a K/V head
 // after another. Bits are those of phase/attn_stream.cuh, but all pieces of CHUNK_KEYS keys are
 // multiplied at the same time, each by its own warp. Where heads have an RMSNorm of their own, each
-// CTA makes those that it attends.
+// CTA makes those that it attends; where they do not and a CTA has many chunks, every warp attends
+// chunks of its own.
 #pragma once
 
 #include "kilotok/one/rows.cuh"
@@ -38,6 +39,14 @@ __device__ __forceinline__ void set_up_chunks(const Cta& cta, const HeldBatch& b
   to.chunk = first % to.chunks;
 }
 
+// Whether warps attend chunks of their own, as in phase/attn_decode.cuh. A warp needs longer for a
+// chunk than the CTA for a few.
+template <int KIND>
+__device__ __forceinline__ bool has_warp_chunks(const OneTokenChunks& chunks) {
+  constexpr bool CAN = HAS_DECODE<KIND> && ATTENTIONS[KIND].paired;
+  return CAN && ATTENTIONS[KIND].kv_heads * chunks.chunks > DECODE_FEWEST * GRID;
+}
+
 // A chunk of a K/V head: keys `first` to `end` - 1.
 struct OneTokenRange {
   int kv_head;
@@ -71,6 +80,7 @@ __device__ __forceinline__ void produce_keys_of_one(const Cta& cta, Ring& ring,
                                                     const OneTokenChunks& chunks) {
   using P = KeyPage<KIND>;
   constexpr int COPIES = PAGE_KEYS / COPY_KEYS;
+  if (has_warp_chunks<KIND>(chunks)) return hand_over_pages(ring);
   for_each_chunk(chunks, [&](const OneTokenRange& s) {
     const KeySource<KIND> source =
         KvCache(layer).template pages<KIND>(cta.memory, row, s.kv_head);
@@ -254,6 +264,11 @@ __device__ __forceinline__ void make_heads(const Cta& cta, const LayerMemory& la
   }
 }
 
+// Passes two values of a partial result on.
+__device__ __forceinline__ void publish_pair(float* to, float first, float second) {
+  ptx::store_l2_pair(to, make_uint2(published_word(first), published_word(second)));
+}
+
 // A tile of the token's heads, and a warp's part of its running sums.
 template <int KIND>
 struct OneTile {
@@ -348,10 +363,6 @@ struct OneTile {
   }
 
  private:
-  static __device__ __forceinline__ void publish_pair(float* to, float first, float second) {
-    ptx::store_l2_pair(to, make_uint2(published_word(first), published_word(second)));
-  }
-
   // The largest score of a row's head so far, given that before these KEYS_AT_ONCE.
   __device__ __forceinline__ float most_after(float before, int turn, int row) const {
     const int head = row * 8 + lane / 4;
@@ -482,6 +493,53 @@ __device__ __forceinline__ void attend_chunk(Cta& cta, Ring& ring, const LayerMe
   tile.keep(cta.memory, turn, s.kv_head * T::GROUP, s.chunk);
 }
 
+// Passes the partial results of a chunk on that a warp attended alone.
+template <int KIND>
+__device__ __forceinline__ void publish_tile(const Memory& memory, const StreamedTile<KIND>& tile,
+                                             int turn, int first_head, uint32_t chunk, int lane) {
+  constexpr Attention A = ATTENTIONS[KIND];
+#pragma unroll
+  for (int row = 0; row < 2; row++) {
+    const int in_tile = row * 8 + lane / 4;
+    if (!HeadTiles<KIND>::has(first_head, in_tile)) continue;
+    const Parts<KIND> parts(memory, turn, first_head + in_tile);
+    float* to = parts.values + chunk * A.v_dim + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < A.v_dim / 8; i++)
+      publish_pair(to + i * 8, tile.values[i][row * 2], tile.values[i][row * 2 + 1]);
+    if (lane % 4 == 0)
+      publish_pair(&parts.softmax[chunk].largest, tile.largest[row], tile.sum[row * 2]);
+  }
+}
+
+// Consumers: this CTA's chunks, which its warps share. Begins between the halves of a grid barrier.
+template <int KIND>
+__device__ __forceinline__ void attend_warp_chunks(Cta& cta, Ring& ring, const LayerMemory& layer,
+                                                   const HeldBatch& batch,
+                                                   const OneTokenChunks& chunks,
+                                                   SumMemory& sums, int turn) {
+  using T = HeadTiles<KIND>;
+  constexpr uint32_t WARPS = DECODERS<KIND>;
+  const uint32_t warp = min(static_cast<uint32_t>(cta.warp()), WARPS - 1);
+  const uint32_t begin = chunks.count * warp / WARPS, end = chunks.count * (warp + 1) / WARPS;
+  const uint32_t unit = chunks.kv_head * chunks.chunks + chunks.chunk + begin;
+  const uint32_t chunk = unit % chunks.chunks;
+  const DecodeCursor<KIND, BatchDecodeRows> at = {
+      cta.warp() == warp ? end - begin : 0, 0, static_cast<int>(unit / chunks.chunks), chunk,
+      chunk * chunks.chunk_keys};
+  PendingBarrier barrier = {false};
+  attend_own_chunks<KIND>(
+      cta, ring, {cta.memory, layer, batch}, at,
+      reinterpret_cast<StreamScratch<KIND>&>(sums.scratch), [&] { barrier.wait(cta); },
+      [&](auto& tile, const auto& from) {
+        tile.template load_queries<false>(cta, 0, from.kv_head);
+      },
+      [&](const auto& tile, const auto& from) {
+        publish_tile<KIND>(cta.memory, tile, turn, from.kv_head * T::GROUP, from.chunk,
+                           cta.lane());
+      });
+}
+
 // Consumers: this CTA's chunks. Begins between the halves of a grid barrier. If heads are made
 // here, products are polled for instead, and the barrier is waited for later (`reset_layer`).
 template <int KIND>
@@ -494,6 +552,9 @@ __device__ __forceinline__ void attend_chunks_of_one(Cta& cta, Ring& ring,
   constexpr Attention A = ATTENTIONS[KIND];
   static_assert(sizeof(OneScratch<KIND>) <= SCRATCH_BYTES, "there is room");
   static_assert(T::COUNT == 1, "a K/V head has one tile");
+  if constexpr (HAS_DECODE<KIND> && A.paired)
+    if (has_warp_chunks<KIND>(chunks))
+      return attend_warp_chunks<KIND>(cta, ring, layer, batch, chunks, sums, turn);
   auto& scratch = reinterpret_cast<OneScratch<KIND>&>(sums.scratch);
   OneTile<KIND> tile(cta, scratch);
   if constexpr (A.paired) {

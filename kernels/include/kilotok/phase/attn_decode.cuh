@@ -265,24 +265,22 @@ __device__ __forceinline__ void attend_run(StreamedTile<KIND>& tile, Copies& cop
   }
 }
 
-// Consumers: this CTA's chunks of all rows of one token. Begins between the halves of a grid
-// barrier.
+// The warps of a CTA that attend chunks of their own.
 template <int KIND>
-__device__ __forceinline__ void attend_decode(Cta& cta, Ring& ring, const LayerMemory& layer,
-                                              const HeldBatch& batch, uint32_t chunks,
-                                              StreamScratch<KIND>& shared,
-                                              PendingBarrier& barrier) {
-  using T = HeadTiles<KIND>;
-  constexpr uint32_t IN_PAGE = DECODE_WARPS<KIND>, WARPS = IN_PAGE * PAGE_COUNT;
+constexpr uint32_t DECODERS = DECODE_WARPS<KIND> * PAGE_COUNT;
+
+// Consumers: each of the first DECODERS warps attends its chunks, from `at` on; others have none.
+// `ready()` returns when the keys, the values and the queries of the step are there. Warps then
+// call `load(tile, at)` at each K/V head and `keep(tile, at)` at the end of each chunk.
+template <int KIND, class Ready, class Load, class Keep>
+__device__ __forceinline__ void attend_own_chunks(Cta& cta, Ring& ring, const BatchDecodeRows& of,
+                                                  DecodeCursor<KIND, BatchDecodeRows> at,
+                                                  StreamScratch<KIND>& shared, Ready ready,
+                                                  Load load, Keep keep) {
+  constexpr uint32_t IN_PAGE = DECODE_WARPS<KIND>;
   constexpr int SLOTS = DECODE_SLOTS<KIND, PAGE_BYTES / IN_PAGE>;
-  const uint32_t warp = min(static_cast<uint32_t>(cta.warp()), WARPS - 1);
+  const uint32_t warp = min(static_cast<uint32_t>(cta.warp()), DECODERS<KIND> - 1);
   const int lane = ptx::opaque(cta.lane());
-  const uint32_t share = warp * GRID + cta.index();
-  const uint32_t begin = chunks * share / (WARPS * GRID);
-  const uint32_t end = chunks * (share + 1) / (WARPS * GRID);
-  const BatchDecodeRows of = {cta.memory, layer, batch};
-  auto at = find_chunks<KIND>(of, batch.counts.row_count, lane, begin,
-                              cta.warp() == warp ? end - begin : 0);
   // The pages, one of which is this warp's.
   Ring pages = ring;
   uint32_t slots = 0;
@@ -296,26 +294,50 @@ __device__ __forceinline__ void attend_decode(Cta& cta, Ring& ring, const LayerM
       of, slots, ptx::shared_address(shared.arrived[cta.warp()]), at, lane);
   const bool early = copies.is_early();
   if (early) copies.fill(lane);
-  barrier.wait(cta);
+  ready();
   if (!early) copies.fill(lane);
   StreamedTile<KIND> tile = {};
   tile.shared_queries = ptx::shared_address(shared.queries[warp]) + lane * 16;
   int of_row = -1, of_head = -1;
 #pragma unroll 1
   for (; at.left > 0; at.template next<false>(of)) {
-    const int token = of.row(at.row).first;
-    if (at.row != of_row || at.kv_head != of_head)
-      tile.template load_queries<false>(cta, token, at.kv_head);
+    if (at.row != of_row || at.kv_head != of_head) load(tile, at);
     of_row = at.row;
     of_head = at.kv_head;
     if (at.first == at.chunk * at.chunk_keys(of)) tile.clear();
     attend_run<KIND>(tile, copies, lane, at.first, at.end(of));
-    if (at.end(of) == at.chunk_end(of)) tile.keep(cta, token, at.kv_head * T::GROUP, at.chunk);
+    if (at.end(of) == at.chunk_end(of)) keep(tile, at);
   }
   copies.close(lane);
 #pragma unroll 1
   for (int i = 0; i < PAGE_COUNT; i++) ring.release(lane);
   cta.reload_thread();
+}
+
+// Consumers: this CTA's chunks of all rows of one token. Begins between the halves of a grid
+// barrier.
+template <int KIND>
+__device__ __forceinline__ void attend_decode(Cta& cta, Ring& ring, const LayerMemory& layer,
+                                              const HeldBatch& batch, uint32_t chunks,
+                                              StreamScratch<KIND>& shared,
+                                              PendingBarrier& barrier) {
+  using T = HeadTiles<KIND>;
+  constexpr uint32_t WARPS = DECODERS<KIND>;
+  const uint32_t warp = min(static_cast<uint32_t>(cta.warp()), WARPS - 1);
+  const uint32_t share = warp * GRID + cta.index();
+  const uint32_t begin = chunks * share / (WARPS * GRID);
+  const uint32_t end = chunks * (share + 1) / (WARPS * GRID);
+  const BatchDecodeRows of = {cta.memory, layer, batch};
+  const auto at = find_chunks<KIND>(of, batch.counts.row_count, ptx::opaque(cta.lane()), begin,
+                                    cta.warp() == warp ? end - begin : 0);
+  attend_own_chunks<KIND>(
+      cta, ring, of, at, shared, [&] { barrier.wait(cta); },
+      [&](auto& tile, const auto& from) {
+        tile.template load_queries<false>(cta, of.row(from.row).first, from.kv_head);
+      },
+      [&](const auto& tile, const auto& from) {
+        tile.keep(cta, of.row(from.row).first, from.kv_head * T::GROUP, from.chunk);
+      });
 }
 
 // Consumers: this CTA's share of a streamed kind. Begins between the halves of a grid barrier. Each
