@@ -12,7 +12,7 @@ const SHARED_MAX: usize = 227 * 1024 - 256;
 /// Scratch memory of a phase, as in `gemm/split_k.cuh`.
 const SCRATCH_BYTES: usize = 36_864;
 /// Pages of the ring, see `gemm/ring.cuh`.
-const PAGE_BYTES: usize = 52_224;
+pub(crate) const PAGE_BYTES: usize = 52_224;
 const PAGES: usize = 3;
 /// Stages of partial sums, see `gemm/split_k.cuh`.
 const SUM_STAGES: usize = 4;
@@ -27,7 +27,7 @@ const SHORT: usize = 2;
 const FOUR: usize = 16;
 const LANES: usize = 32;
 /// Keys of a piece and of a chunk, and dimensions of a strip of values.
-const PIECE_KEYS: usize = 16;
+pub(crate) const PIECE_KEYS: usize = 16;
 const CHUNK_KEYS: usize = 128;
 const STRIP_DIMS: usize = 32;
 const TILE_HEADS: usize = 16;

@@ -4,14 +4,12 @@ use kilotok_model::{AttentionSpec, LayerSpec, ModelSpec};
 
 use crate::buffers::{BF16, CONSUMER_WARPS, TILE_HEADS};
 use crate::constants::{Attention, Constants};
+use crate::shared_memory::{PAGE_BYTES, PIECE_KEYS};
 
 /// `DECODE_HIDDEN_MAX` of `phase/attn_schedule.cuh`.
 const DECODE_HIDDEN_MAX: usize = 4095;
-/// Keys of a window that a warp of the narrow pass takes; keys that a page of its ring has, and the
-/// page's bytes.
-const PIECE_KEYS: usize = 16;
+/// Keys that a page of the narrow pass's ring has.
 const PAGE_KEYS: usize = 64;
-const PAGE_BYTES: usize = 52_224;
 
 /// Why the wide pass cannot run this model; `None` if it can.
 pub(crate) fn unfit(spec: &ModelSpec) -> Option<&'static str> {

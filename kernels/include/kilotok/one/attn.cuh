@@ -39,12 +39,14 @@ __device__ __forceinline__ void set_up_chunks(const Cta& cta, const HeldBatch& b
   to.chunk = first % to.chunks;
 }
 
-// Whether warps attend chunks of their own, as in phase/attn_decode.cuh. A warp needs longer for a
-// chunk than the CTA for a few.
+// Whether warps can attend chunks of their own, as in phase/attn_decode.cuh, and whether they do. A
+// warp needs longer for a chunk than the CTA for a few.
+template <int KIND>
+constexpr bool HAS_WARP_CHUNKS = HAS_DECODE<KIND> && ATTENTIONS[KIND].paired;
 template <int KIND>
 __device__ __forceinline__ bool has_warp_chunks(const OneTokenChunks& chunks) {
-  constexpr bool CAN = HAS_DECODE<KIND> && ATTENTIONS[KIND].paired;
-  return CAN && ATTENTIONS[KIND].kv_heads * chunks.chunks > DECODE_FEWEST * GRID;
+  return HAS_WARP_CHUNKS<KIND> &&
+         ATTENTIONS[KIND].kv_heads * chunks.chunks > DECODE_FEWEST * GRID;
 }
 
 // A chunk of a K/V head: keys `first` to `end` - 1.
@@ -493,25 +495,6 @@ __device__ __forceinline__ void attend_chunk(Cta& cta, Ring& ring, const LayerMe
   tile.keep(cta.memory, turn, s.kv_head * T::GROUP, s.chunk);
 }
 
-// Passes the partial results of a chunk on that a warp attended alone.
-template <int KIND>
-__device__ __forceinline__ void publish_tile(const Memory& memory, const StreamedTile<KIND>& tile,
-                                             int turn, int first_head, uint32_t chunk, int lane) {
-  constexpr Attention A = ATTENTIONS[KIND];
-#pragma unroll
-  for (int row = 0; row < 2; row++) {
-    const int in_tile = row * 8 + lane / 4;
-    if (!HeadTiles<KIND>::has(first_head, in_tile)) continue;
-    const Parts<KIND> parts(memory, turn, first_head + in_tile);
-    float* to = parts.values + chunk * A.v_dim + lane % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < A.v_dim / 8; i++)
-      publish_pair(to + i * 8, tile.values[i][row * 2], tile.values[i][row * 2 + 1]);
-    if (lane % 4 == 0)
-      publish_pair(&parts.softmax[chunk].largest, tile.largest[row], tile.sum[row * 2]);
-  }
-}
-
 // Consumers: this CTA's chunks, which its warps share. Begins between the halves of a grid barrier.
 template <int KIND>
 __device__ __forceinline__ void attend_warp_chunks(Cta& cta, Ring& ring, const LayerMemory& layer,
@@ -535,8 +518,7 @@ __device__ __forceinline__ void attend_warp_chunks(Cta& cta, Ring& ring, const L
         tile.template load_queries<false>(cta, 0, from.kv_head);
       },
       [&](const auto& tile, const auto& from) {
-        publish_tile<KIND>(cta.memory, tile, turn, from.kv_head * T::GROUP, from.chunk,
-                           cta.lane());
+        tile.keep(cta, turn, from.kv_head * T::GROUP, from.chunk, publish_pair);
       });
 }
 
@@ -552,7 +534,7 @@ __device__ __forceinline__ void attend_chunks_of_one(Cta& cta, Ring& ring,
   constexpr Attention A = ATTENTIONS[KIND];
   static_assert(sizeof(OneScratch<KIND>) <= SCRATCH_BYTES, "there is room");
   static_assert(T::COUNT == 1, "a K/V head has one tile");
-  if constexpr (HAS_DECODE<KIND> && A.paired)
+  if constexpr (HAS_WARP_CHUNKS<KIND>)
     if (has_warp_chunks<KIND>(chunks))
       return attend_warp_chunks<KIND>(cta, ring, layer, batch, chunks, sums, turn);
   auto& scratch = reinterpret_cast<OneScratch<KIND>&>(sums.scratch);

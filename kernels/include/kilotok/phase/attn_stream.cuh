@@ -349,20 +349,27 @@ struct StreamedTile {
     }
   }
 
-  // Stores the partial results of its heads.
-  __device__ __forceinline__ void keep(const Cta& cta, int token, int first_head, int part) const {
+  // Stores the partial results of its heads. `store(to, first, second)` stores two values.
+  template <class Store>
+  __device__ __forceinline__ void keep(const Cta& cta, int token, int first_head, int part,
+                                       Store store) const {
     const int lane = cta.lane();
 #pragma unroll
     for (int row = 0; row < 2; row++) {
       const int in_tile = row * 8 + lane / 4;
       if (!T::has(first_head, in_tile)) continue;
       const Parts<KIND> parts(cta.memory, token, first_head + in_tile);
-      float2* to = reinterpret_cast<float2*>(parts.values + part * A.v_dim + lane % 4 * 2);
+      float* to = parts.values + part * A.v_dim + lane % 4 * 2;
 #pragma unroll
       for (int i = 0; i < A.v_dim / 8; i++)
-        to[i * 4] = make_float2(values[i][row * 2], values[i][row * 2 + 1]);
-      if (lane % 4 == 0) parts.softmax[part] = {largest[row], sum[row * 2]};
+        store(to + i * 8, values[i][row * 2], values[i][row * 2 + 1]);
+      if (lane % 4 == 0) store(&parts.softmax[part].largest, largest[row], sum[row * 2]);
     }
+  }
+  __device__ __forceinline__ void keep(const Cta& cta, int token, int first_head, int part) const {
+    keep(cta, token, first_head, part, [](float* to, float first, float second) {
+      *reinterpret_cast<float2*>(to) = make_float2(first, second);
+    });
   }
 
  private:

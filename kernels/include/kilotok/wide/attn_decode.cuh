@@ -11,10 +11,13 @@
 
 namespace kilotok::wide {
 
+// Shared memory for the slots of all warps. What is left of a CTA's 227 KB is for queries.
+constexpr int ALL_SLOTS_BYTES = 191 << 10;
+
 template <int KIND>
 struct DecodeShared {
   static constexpr int WARPS = CONSUMERS / 32;
-  static constexpr int SLOTS = DECODE_SLOTS<KIND, ((192 << 10) - 1024) / WARPS>;
+  static constexpr int SLOTS = DECODE_SLOTS<KIND, ALL_SLOTS_BYTES / WARPS>;
   alignas(128) char slots[WARPS][SLOTS * SLOT_BYTES<KIND>];
   alignas(16) char queries[WARPS][larger(SHARED_QUERY_BYTES<KIND>, 16)];
   alignas(8) uint64_t arrived[WARPS][SLOTS];
