@@ -229,11 +229,20 @@ fn cuda_with(
     sizes: &CpuOptions,
     wide_above: Option<u32>,
 ) -> Box<dyn Engine> {
+    Box::new(start_cuda(spec, source, sizes, wide_above))
+}
+
+fn start_cuda(
+    spec: &ModelSpec,
+    source: &dyn WeightSource,
+    sizes: &CpuOptions,
+    wide_above: Option<u32>,
+) -> CudaEngine {
     let (sizes, toolchain) = (sizes.clone(), toolchain());
     let options = CudaOptions { sizes, toolchain, wide_above, ..CudaOptions::default() };
     let tell = |line: &str| eprintln!("{line}");
     let engine = CudaEngine::start(spec, source, &options, &Quiet, &tell);
-    Box::new(engine.unwrap_or_else(|error| panic!("{error}")))
+    engine.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A prompt after which the likeliest tokens lead clearly, even if weights are slightly off. So no

@@ -304,13 +304,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (threadIdx.x < CONSUMERS) verify_wide(arguments, launch_shared<VerifyShared>());
 }
 
-// The drafter's context, from the taps: see step/context.cuh.
+// The drafter's context, from the taps: see step/context.cuh. The tokens of its launches are those
+// of the spans.
 extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_fuse(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
-  wide::multiply_to_part<FuseMatrix>(launch_shared<wide::GemmShared>(),
-                                     gemm_memory(memory, memory.memory.draft_fc, memory.taps),
-                                     memory.memory.rank * FuseMatrix::ROWS);
+  wide::multiply_to_part<FuseMatrix, wide::SpansOperand>(
+      launch_shared<wide::GemmShared>(),
+      gemm_memory(memory, memory.memory.draft_fc, memory.taps),
+      memory.memory.rank * FuseMatrix::ROWS);
 }
 
 extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)

@@ -158,7 +158,7 @@ template <bool DRAFT>
 __device__ __forceinline__ wide::AttnInMemory attn_in_memory(const WideMemory& wide) {
   return {step_tokens(wide), wide_layer_address<DRAFT>(wide), wide.normed,    wide.inverse_rms,
           wide.memory.frequencies, wide.angles,               wide.queries,   wide.projected,
-          static_cast<int>(wide.capacity)};
+          static_cast<int>(wide.capacity), wide.spans};
 }
 
 __device__ __forceinline__ wide::AttnMemory attn_memory(const WideMemory& wide) {
@@ -171,7 +171,8 @@ __device__ __forceinline__ wide::GemmMemory gemm_memory(const WideMemory& wide, 
   return {weights,          operand,
           wide.part,        wide.inverse_rms,
           wide.dense_inner, static_cast<int>(wide.token_count),
-          static_cast<int>(wide.capacity), parts_memory(wide)};
+          static_cast<int>(wide.capacity), parts_memory(wide),
+          wide.spans};
 }
 
 __device__ __forceinline__ wide::RouterMemory router_memory(const WideMemory& wide) {

@@ -5,12 +5,12 @@
 use kilotok_cpu::CpuOptions;
 use kilotok_engine::{Engine, difference};
 use kilotok_testkit::Random;
-use kilotok_testkit::host::{Drafts, Host, How, Reply, Request};
+use kilotok_testkit::host::{Drafts, Host, How, Reply, Request, some};
 use kilotok_weights::Checkpoint;
 
 use crate::{
     DEMO, GPT_OSS, PRO, PRO_DENSE, QWEN3_DENSE, QWEN3_EXPERTS, QWEN3_FP8, QWEN3_MOE, TILE,
-    V2_6_FLASH, WIDE_EXPERTS, WIDE_TOKENS, cuda_wide, long, wide,
+    V2_6_FLASH, WIDE_EXPERTS, WIDE_TOKENS, cuda_wide, long, sizes, start_cuda, wide,
 };
 
 /// Tokens of the prompt: more than twice the number that a CTA of the wide pass multiplies, more
@@ -189,4 +189,46 @@ fn steps_of_users_have_the_bits_of_a_user_alone() {
             }
         }
     }
+}
+
+/// Of the drafter's keys and values, those that no later row may read are not computed. They are
+/// NaN here, so drafts would differ if they were read. Of three spans of tokens, later rows read
+/// the first, in which a prefix ends that another request continues, and the last.
+fn compare_context(checkpoint: &Checkpoint, ranks: usize) {
+    const LENGTH: usize = 290;
+    const LENT: usize = 20;
+    needs_gpus!(ranks);
+    let request = Request { mask: Some(some), score: false, ..prompt(checkpoint, 7, LENGTH) };
+    let own = prompt(checkpoint, 8, LENGTH).prompt;
+    let other = [&request.prompt[..LENT], &own[LENT..]].concat();
+    let other = Request { prompt: other, ..request.clone() };
+    let mut narrow = crate::cuda(checkpoint, ranks);
+    let expected = [&request, &other].map(|request| reply(&mut *narrow, request, u32::MAX));
+    assert!(expected.iter().all(|reply| !reply.drafts.is_empty()), "drafts are compared");
+    drop(narrow);
+    let sizes = CpuOptions { token_max: LENGTH as u32, ..sizes(ranks) };
+    let mut engine = start_cuda(checkpoint.spec(), checkpoint, &sizes, Some(TILE));
+    engine.spoil_context().unwrap();
+    let how = How { keep: Some(LENT as u32), ..how(&engine, u32::MAX) };
+    let mut host = Host::new(&mut engine, 0);
+    let found = host.run(&request, &how).unwrap();
+    same(&expected[0], &found, "the first request");
+    // In two chunks, the second of which has fewer spans.
+    let how = How { prefix: found.kept, keep: None, chunk: 200, ..how };
+    same(&expected[1], &host.run(&other, &how).unwrap(), "the other, from its prefix on");
+}
+
+#[test]
+fn a_context_that_nobody_reads_is_not_computed() {
+    compare_context(&PRO, 1);
+}
+
+#[test]
+fn wide_ranks_of_2_compute_no_context_that_nobody_reads() {
+    compare_context(&PRO, 2);
+}
+
+#[test]
+fn wide_ranks_of_8_compute_no_context_that_nobody_reads() {
+    compare_context(&PRO, 8);
 }

@@ -8,9 +8,9 @@ use crate::{
     CANDIDATES_MAX, COUNTER_BYTES, COUNTERS, Candidate, ChoiceFault, ChoicePart, DraftMemory,
     END_TOKENS_MAX, Fault, GROUPS_MAX, Judged, Launch, LayerMemory, Layout, Memory,
     OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, Purpose,
-    RANKS_MAX, RECENT_MAX, ReadMemory, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory,
-    SampleRow, Sampling, Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, WANTED_MAX,
-    Waits, Wanted, WideMemory,
+    RANKS_MAX, RECENT_MAX, ReadMemory, Report, RowChoice, SEEN, SPAN_TOKENS, STAMPS_MAX,
+    SampleMemory, SampleRow, Sampling, Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top,
+    VerifyMemory, WANTED_MAX, Waits, Wanted, WideMemory,
 };
 
 /// Where the header lies, from the repository's root.
@@ -51,6 +51,7 @@ const CONSTANTS: &[(&str, usize)] = &[
     ("COUNTERS", COUNTERS),
     ("PLAN_THREAD_BYTES", PLAN_THREAD_BYTES),
     ("PLAN_CTA_BYTES", PLAN_CTA_BYTES),
+    ("SPAN_TOKENS", SPAN_TOKENS),
     ("BAD_WORDS_MAX", BAD_WORDS_MAX),
     ("BAD_TOKENS_MAX", BAD_TOKENS_MAX),
     ("RECENT_MAX", RECENT_MAX),

@@ -23,8 +23,8 @@ pub use slot::{
 pub use stamp::{STAMPS_MAX, Stamp, Stamped};
 pub use step::{
     Batch, BatchRow, BatchToken, COUNTER_BYTES, COUNTERS, GROUPS_MAX, LayerMemory, Memory,
-    PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, RANKS_MAX, ReadMemory, Timestamps,
-    WideMemory,
+    PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, RANKS_MAX, ReadMemory, SPAN_TOKENS,
+    Timestamps, WideMemory,
 };
 
 use layout::{abi_constants, abi_struct};

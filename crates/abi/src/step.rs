@@ -14,6 +14,8 @@ pub const PLAN_THREAD_BYTES: usize = 16;
 pub const PLAN_CTA_BYTES: usize = 4096;
 /// Counters of a launch: `Counter` of `kernels/include/kilotok/cta.cuh`.
 pub const COUNTERS: usize = 4;
+/// Tokens of a span: the wide pass computes the drafter's context of whole spans of a step.
+pub const SPAN_TOKENS: usize = 128;
 
 abi_struct! {
     /// One token of a batch.
@@ -185,7 +187,7 @@ abi_struct! {
     /// The argument of a launch of the wide pass: the buffers of a step of many tokens, and its
     /// sizes. Buffers have room for `capacity` tokens; the layout of operands is in
     /// `kernels/include/kilotok/wide/token_ring.cuh`.
-    pub struct WideMemory : 552 {
+    pub struct WideMemory : 560 {
         /// The memory of this step. Its tokens, rows and wanted tokens are not where a narrow step
         /// has them.
         pub memory: Memory,
@@ -233,6 +235,9 @@ abi_struct! {
         /// exchanges; see `kernels/include/kilotok/wide/ranks.cuh`.
         pub received: u64,
         pub flags: u64,
+        /// The spans of [`SPAN_TOKENS`] tokens of which the drafter's context is computed, by their
+        /// numbers in the step, ascending. Its launches count these tokens alone.
+        pub spans: u64,
         pub capacity: u32,
         /// Rows of experts for which there is room.
         pub expert_capacity: u32,

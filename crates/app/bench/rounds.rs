@@ -16,6 +16,7 @@ use kilotok_engine::{
     StepTimes,
 };
 use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
+use kilotok_sched::TAIL_INTERVAL;
 use serde_json::{Map, Value, json};
 
 use super::bytes::{RoundBytes, distinct_experts};
@@ -328,11 +329,20 @@ fn plan(caps: &Caps, args: &Args, shape: Shape, places: &[Place], round: u32) ->
         Ok(Row {
             setup: (round == 0).then(|| Box::new(setup)),
             pages: pages.collect::<Result<_>>()?,
+            later_starts: shape.chunk.map_or(Vec::new(), |_| later_starts(own)),
             draft_next: if caps.drafter { draft } else { 0 },
             ..Row::new(SlotId(slot), place.start, tokens)
         })
     };
     Ok(StepPlan { rows: (0..batch).zip(places).map(row).collect::<Result<_>>()? })
+}
+
+/// Where rows start that later read what a prompt chunk writes, as in the scheduler's plans: at the
+/// tails of a long text, and behind the chunk.
+fn later_starts(chunk: Range<u32>) -> Vec<u32> {
+    let first = chunk.start / TAIL_INTERVAL + 1;
+    let tails = (first..).map(|index| index * TAIL_INTERVAL);
+    tails.take_while(|tail| *tail < chunk.end).chain([chunk.end]).collect()
 }
 
 /// The pages of a group for a row, among the pages that its slot has for the positions `held`.

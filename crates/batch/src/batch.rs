@@ -1,7 +1,7 @@
 //! The rows of a plan as one run of tokens.
 
 use kilotok_abi::TokenId;
-use kilotok_engine::{EngineError, Row, RowTokens, StepPlan, Verification};
+use kilotok_engine::{EngineError, PageGroup, PageKind, Row, RowTokens, StepPlan, Verification};
 use kilotok_sampling::assumed_accepted;
 
 use crate::slots::Slots;
@@ -55,6 +55,21 @@ impl<'a> Batch<'a> {
     /// Index of the row that a token belongs to.
     pub fn row_index(&self, token: usize) -> usize {
         self.row_of[token]
+    }
+
+    /// For each token, whether later rows may read the drafter's keys and values of its position.
+    /// Those of other tokens need not be computed.
+    pub fn in_context(&self, groups: &[PageGroup]) -> Vec<bool> {
+        let mut read = vec![false; self.token_count()];
+        let drafters = groups.iter().filter(|group| group.kind == PageKind::Draft);
+        for (group, row) in drafters.flat_map(|group| self.rows.iter().map(move |row| (group, row)))
+        {
+            let token = |position: u32| row.first + (position - row.plan.start) as usize;
+            for range in group.read_later(row.plan) {
+                read[token(range.start)..token(range.end)].fill(true);
+            }
+        }
+        read
     }
 
     /// The plan's row that a token belongs to.

@@ -32,7 +32,7 @@ pub enum StartError {
 
 /// Computes steps on the CPU, when they are submitted.
 pub struct CpuEngine {
-    caps: Caps,
+    pub(crate) caps: Caps,
     pub(crate) model: Model,
     pub(crate) pages: Pages,
     pub(crate) slots: Slots,

@@ -25,7 +25,7 @@ pub(crate) fn run(engine: &mut CpuEngine, batch: &Batch<'_>, out: &mut StepOutpu
 }
 
 fn phases(engine: &mut CpuEngine, batch: &Batch<'_>, out: &mut StepOutput) {
-    let CpuEngine { model, pages, slots, samplers, watch, .. } = engine;
+    let CpuEngine { caps, model, pages, slots, samplers, watch, .. } = engine;
     let model = &*model;
     let Model { spec, weights } = model;
     let mut x = embed::run(weights, &batch.tokens);
@@ -47,6 +47,8 @@ fn phases(engine: &mut CpuEngine, batch: &Batch<'_>, out: &mut StepOutput) {
     }
     let committed = samplers.verify(batch, &logits, slots, out);
     if let Some(drafter) = draft::Drafter::new(model) {
+        let read = batch.in_context(&caps.groups);
+        let committed: Vec<usize> = committed.into_iter().filter(|token| read[*token]).collect();
         drafter.commit(batch, &committed, &taps, &mut pages.drafter, watch);
         drafter.draft(batch, &pages.drafter, slots, samplers, out, watch);
     }

@@ -1,7 +1,7 @@
 //! Batches in the kernels' layout: the tokens of each row, where logits are needed, and the pages
 //! of every row.
 
-use kilotok_abi::{Batch as Header, BatchRow, BatchToken, GROUPS_MAX, SlotId};
+use kilotok_abi::{Batch as Header, BatchRow, BatchToken, GROUPS_MAX, SPAN_TOKENS, SlotId};
 use kilotok_batch::Batch;
 use kilotok_engine::{PageGroup, Row};
 use kilotok_model::ModelSpec;
@@ -62,6 +62,27 @@ pub(crate) struct DeviceBatch {
     rows: Vec<BatchRow>,
     wanted: Vec<u32>,
     pub(crate) pages: Vec<u32>,
+}
+
+/// Spans of a step's tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Spans {
+    /// Ascending.
+    pub(crate) numbers: Vec<u32>,
+    /// Tokens of all of them.
+    pub(crate) token_count: u32,
+}
+
+impl Spans {
+    /// The spans that have one of the tokens that are `true`.
+    pub(crate) fn new(tokens: &[bool]) -> Self {
+        let spans = (0..).zip(tokens.chunks(SPAN_TOKENS));
+        let (numbers, counts): (Vec<u32>, Vec<u32>) = spans
+            .filter(|(_, span)| span.contains(&true))
+            .map(|(number, span)| (number, span.len() as u32))
+            .unzip();
+        Self { numbers, token_count: counts.iter().sum() }
+    }
 }
 
 /// A row for which drafts are requested.
@@ -248,6 +269,24 @@ pub(crate) mod tests {
         let (row, tail) = (target.rows[1], target.tail_row(1));
         assert_eq!((tail.start, tail.first, tail.count), (18, 0, 1));
         assert_eq!(tail.pages_at, row.pages_at);
+    }
+
+    #[test]
+    fn the_context_has_the_spans_that_later_rows_read() {
+        // A window of 9 in pages of 4. The second row begins at token 300.
+        let found = |first: &[u32], second: &[u32]| {
+            let mut rows = vec![row(0, 0, vec![5; 300], 0), row(1, 0, vec![7; 90], 0)];
+            (rows[0].later_starts, rows[1].later_starts) = (first.to_vec(), second.to_vec());
+            let plan = StepPlan { rows };
+            let batch = Batch::new(&plan, &Slots::new(3, 50)).unwrap();
+            let Spans { numbers, token_count } = Spans::new(&batch.in_context(&GROUPS));
+            (numbers, token_count)
+        };
+        assert_eq!(found(&[], &[]), (vec![0, 1, 2, 3], 390), "they may start anywhere");
+        assert_eq!(found(&[100, 300], &[88]), (vec![0, 2, 3], 262));
+        assert_eq!(found(&[130, 140], &[88]), (vec![0, 1, 2, 3], 390));
+        assert_eq!(found(&[300], &[30, 80]), (vec![2, 3], 134));
+        assert_eq!(found(&[300], &[30, 40]), (vec![2, 3], 134), "all after the last");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use kilotok_engine::{
     Caps, Engine, EngineError, PhaseTime, StepId, StepOutput, StepPlan, StepTimes, check_plan,
 };
 
-use crate::batch::DraftShape;
+use crate::batch::{DraftShape, Spans};
 use crate::chain::{Shape, Target, Tiles};
 use crate::driver::doorbell::{Doorbell, dismiss_pending};
 use crate::driver::{Pinned, now};
@@ -353,7 +353,8 @@ impl Engine for CudaEngine {
         let mut upload = Upload::new(&batch, &self.caps.groups, &self.host.tables, shape)?;
         upload.check(self.host.lists.bytes())?;
         if self.wide_above.is_some_and(|above| upload.target.token_count() > above) {
-            upload.widen(&self.host.upload_places);
+            let context = Spans::new(&batch.in_context(&self.caps.groups));
+            upload.widen(&self.host.upload_places, context);
         }
         let asked = Asked::new(&batch, &upload, TOKENS_MAX as usize);
         let mut watch = None;

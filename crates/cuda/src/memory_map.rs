@@ -66,7 +66,7 @@ impl MemoryMap {
         Err(DoesNotFit { needed, free, total, table: self.to_string() })
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "faults"))]
     pub(crate) fn regions(&self) -> &[Region] {
         &self.regions
     }

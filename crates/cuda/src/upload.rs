@@ -11,7 +11,7 @@ use kilotok_abi::{
 use kilotok_batch::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 use kilotok_engine::{Caps, EngineError, PageGroup, Row, RowTokens, SlotSetup, Verification};
 
-use crate::batch::{Arrays, DeviceBatch, DraftRow, DraftShape, drafts_together};
+use crate::batch::{Arrays, DeviceBatch, DraftRow, DraftShape, Spans, drafts_together};
 use crate::buffers::BARRIER_BYTES;
 use crate::constants::Constants;
 use crate::order;
@@ -170,6 +170,8 @@ pub(crate) struct Upload {
     pub(crate) wide: Option<WideStep>,
     pub(crate) rows: Vec<SampleRow>,
     wanted: Vec<Wanted>,
+    /// In the wide pass: the tokens of which the drafter's context is computed.
+    context: Spans,
     /// Masks, then all lists whose length depends on the request. Kernels read them in the host's
     /// memory, except what is copied.
     pub(crate) lists: Vec<u8>,
@@ -319,13 +321,22 @@ impl Upload {
         end_of(self.wide.map_or(pages, |step| step.places.end))
     }
 
-    /// Has the step take the wide pass.
-    pub(crate) fn widen(&mut self, places: &Places) {
+    /// Has the step take the wide pass, with the drafter's context of these spans.
+    pub(crate) fn widen(&mut self, places: &Places, context: Spans) {
         let Header { token_count, row_count, wanted_count, .. } = self.target.header(0);
         let counts = (token_count as usize, row_count as usize, wanted_count as usize);
         let places = places.wide(self.target.pages.len(), counts);
         let tail_count = self.target.tail_count();
-        self.wide = Some(WideStep { token_count, row_count, wanted_count, tail_count, places });
+        let context_count = context.token_count;
+        self.context = context;
+        self.wide = Some(WideStep {
+            token_count,
+            row_count,
+            wanted_count,
+            tail_count,
+            context_count,
+            places,
+        });
     }
 
     /// Writes everything except the lists, whose address is `lists`. `collectives` is the number of
@@ -358,6 +369,9 @@ impl Upload {
             && tail_count < token_count
         {
             write(places.tail_row, bytemuck::bytes_of(&self.target.tail_row(*tail_count)));
+        }
+        if let Some(WideStep { places, .. }) = &self.wide {
+            write(places.spans, bytemuck::cast_slice(&self.context.numbers));
         }
         let row = |row: &SampleRow| SampleRow {
             history: lists + row.history,
@@ -537,13 +551,14 @@ mod tests {
         let drafts = vec![Arrays::new(2100, 8)];
         let places =
             Places { target, context, head, sample_rows, wanted, drafts, counters, pages, bytes };
-        upload.widen(&places);
+        upload.widen(&places, Spans::new(&[true; 3]));
         let step = upload.wide.unwrap();
         assert_eq!((step.token_count, step.row_count, step.wanted_count), (3, 2, 2));
         assert_eq!(step.tail_count, 3, "a token of another row than the last is wanted");
         let behind = pages + upload.target.pages.len() * size_of::<u32>();
-        let WidePlaces { tokens, rows, tail_row, wanted, sample_rows, sample_wanted, end } =
+        let WidePlaces { tokens, rows, tail_row, wanted, sample_rows, sample_wanted, spans, end } =
             step.places;
+        assert_eq!((spans, step.context_count), (end - 4, 3), "one span");
         assert!(tokens >= behind && tokens < behind + PLAN_THREAD_BYTES);
         assert_eq!(upload.bytes(&places), end.next_multiple_of(PLAN_THREAD_BYTES));
         let mut bytes = vec![0; places.bytes];

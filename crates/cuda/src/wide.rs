@@ -5,7 +5,8 @@
 
 use kilotok_abi::{
     BatchRow, BatchToken, CANDIDATES_MAX, ChoicePart, Judged, Memory, PARTS_MAX, Report,
-    SampleMemory, SampleRow, Stamp, TOPS_MAX, Top, VerifyMemory, WANTED_MAX, Wanted, WideMemory,
+    SPAN_TOKENS, SampleMemory, SampleRow, Stamp, TOPS_MAX, Top, VerifyMemory, WANTED_MAX, Wanted,
+    WideMemory,
 };
 use kilotok_model::WeightFormat;
 
@@ -19,6 +20,7 @@ use crate::wide_attention;
 pub(crate) const CAPACITY_MAX: u32 = 8192;
 /// Capacities are multiples of the tokens that a CTA multiplies at a time.
 const CAPACITY_STEP: u32 = 128;
+const _: () = assert!(SPAN_TOKENS == CAPACITY_STEP as usize, "a span is multiplied at once");
 
 /// Launches of the head in a step, at most, each with an all-gather.
 pub(crate) const HEADS_MAX: u32 = WANTED_MAX.div_ceil(TOKENS_MAX) as u32;
@@ -122,6 +124,11 @@ impl WideKernel {
         ("wide_context_heads", MOVE_THREADS),
         ("wide_end", MOVE_THREADS),
     ];
+
+    /// Whether its launches compute the drafter's context.
+    fn is_context(self) -> bool {
+        matches!(self, Self::Fuse | Self::ContextNorm | Self::ContextKeys | Self::ContextHeads)
+    }
 
     /// The phase of its launches, for stamps.
     fn stamp(self) -> Stamp {
@@ -351,7 +358,8 @@ impl WideLayers {
         launches.push(WideLaunch { slice, ..norm.numbered(input_norm_number(layer)) });
     }
 
-    /// The launches that make the drafter's context; none without a drafter.
+    /// The launches that make the drafter's context; none without a drafter. Their tokens are those
+    /// of [`WideStep::context_count`], numbered without gaps.
     pub(crate) fn context_launches(&self) -> Vec<WideLaunch> {
         if self.drafter.is_empty() {
             return Vec::new();
@@ -396,6 +404,8 @@ pub(crate) struct WideStep {
     /// The last tokens of its last row, if these are the wanted ones; otherwise all tokens. Other
     /// tokens need only keys and values of the last layer, unless a drafter taps it.
     pub(crate) tail_count: u32,
+    /// Tokens of the spans of which the drafter's context is computed.
+    pub(crate) context_count: u32,
     pub(crate) places: WidePlaces,
 }
 
@@ -409,6 +419,7 @@ pub(crate) struct WidePlaces {
     pub(crate) wanted: usize,
     pub(crate) sample_rows: usize,
     pub(crate) sample_wanted: usize,
+    pub(crate) spans: usize,
     pub(crate) end: usize,
 }
 
@@ -422,8 +433,9 @@ impl WidePlaces {
         let sample_rows = tail_row + size_of::<BatchRow>();
         let sample_wanted = sample_rows + row_count * size_of::<SampleRow>();
         let wanted = sample_wanted + wanted_count * size_of::<Wanted>();
-        let end = wanted + wanted_count * WORD;
-        Self { tokens, rows, tail_row, wanted, sample_rows, sample_wanted, end }
+        let spans = wanted + wanted_count * WORD;
+        let end = spans + token_count.div_ceil(SPAN_TOKENS) * WORD;
+        Self { tokens, rows, tail_row, wanted, sample_rows, sample_wanted, spans, end }
     }
 }
 
@@ -472,6 +484,10 @@ impl WideStep {
             stamp_place: launch.stamp.1,
             ..*wide
         };
+        if launch.kernel.is_context() {
+            own.spans = memory.batch + self.places.spans as u64;
+            own.token_count = self.context_count;
+        }
         if let Some(Tail { stream, queries }) = launch.tail {
             let first = u64::from(self.token_count - self.tail_count);
             own.memory.tokens += first * size_of::<BatchToken>() as u64;

@@ -111,6 +111,11 @@ fn check_row(caps: &Caps, row: &Row) -> Result<(), String> {
     if row.pages.len() != caps.groups.len() {
         return Err(format!("{} page runs for {} groups", row.pages.len(), caps.groups.len()));
     }
+    if !row.later_starts.is_sorted_by(|one, next| one < next)
+        || row.later_starts.last().is_some_and(|last| u64::from(*last) > end)
+    {
+        return Err("the starts of later rows are not ascending, or behind its end".into());
+    }
     for (index, (run, group)) in row.pages.iter().zip(&caps.groups).enumerate() {
         check_pages(run, group, row).map_err(|reason| format!("page group {index}: {reason}"))?;
     }

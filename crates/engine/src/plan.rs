@@ -40,6 +40,13 @@ pub struct Row {
     pub sample: bool,
     /// One per page group of the engine, in its order.
     pub pages: Vec<PageRun>,
+    /// Where rows may start that later read keys and values of this one, ascending: at one of these
+    /// positions, or anywhere after the last of them. Empty if they may start anywhere.
+    /// [`PageGroup::read_later`] says what follows for a group with a window.
+    ///
+    /// [`PageGroup::read_later`]: crate::PageGroup::read_later
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub later_starts: Vec<u32>,
     /// Allowed tokens, a bit each (bit t % 32 of word t / 32), for the position of each draft and
     /// the one after: `draft_count + 1` bitsets, or none when every token is allowed. Under
     /// [`Verification::Rejection`] the last may be missing if the drafts are held ones; then no
@@ -72,6 +79,7 @@ impl Row {
             tokens,
             sample: true,
             pages: Vec::new(),
+            later_starts: Vec::new(),
             masks: Vec::new(),
             logprobs: None,
             scored: Vec::new(),

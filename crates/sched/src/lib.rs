@@ -56,3 +56,4 @@ pub use limits::Limits;
 pub use request::{RequestId, Submission};
 pub use scheduler::{Advance, Finish, Misuse, Plan, Refused, Scheduler};
 pub use stats::{DraftCounts, GroupUsage, Stats};
+pub use tails::TAIL_INTERVAL;

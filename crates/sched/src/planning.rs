@@ -389,6 +389,7 @@ impl Scheduler {
             tokens,
             sample,
             pages: self.pages.runs(&place.holding, start, end + draft_count),
+            later_starts: self.pages.later_starts(&place.holding, start, end + draft_count),
             masks: masks.iter().take(draft_count as usize + 1).cloned().collect(),
             logprobs,
             scored,

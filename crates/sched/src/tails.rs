@@ -20,7 +20,14 @@ use crate::prefix::{NodeId, Tail, TreePlace};
 
 /// Tokens between two tails inside a long text. A request whose text diverges in between computes
 /// half as many again, on average, which takes a second at the slowest.
-const TAIL_INTERVAL: u32 = 4096;
+pub const TAIL_INTERVAL: u32 = 4096;
+
+/// Why a position has a tail: it is near the prompt's end or where texts diverge, and so worth
+/// something, or it is one of those in between.
+enum Choice {
+    End,
+    Between,
+}
 
 /// All tails by priority.
 #[derive(Default)]
@@ -37,20 +44,57 @@ impl Pages {
     /// Adds a tail at the end of the named text, if this is one of the chosen positions.
     pub(crate) fn add_chosen_tail(&mut self, holding: &mut RequestPages) {
         let position = holding.named;
+        match self.choice(holding, position) {
+            Some(Choice::End) => {
+                self.add_tail(holding, position - holding.worthy);
+                // Tails near the end are worth the same, as one of them is hit.
+                if position == holding.branch || position + self.stride > holding.prompt_count {
+                    holding.worthy = position;
+                }
+            }
+            Some(Choice::Between) => self.add_tail(holding, 0),
+            None => (),
+        }
+    }
+
+    /// Whether a text gets a tail at a position, a multiple of `stride`, once it is computed.
+    fn choice(&self, holding: &RequestPages, position: u32) -> Option<Choice> {
         let interval = TAIL_INTERVAL.next_multiple_of(self.stride);
         // The next prompt may differ in the prompt's last tokens, which open the reply.
         let near_end = position <= holding.prompt_count
             && holding.prompt_count - position < self.stride + WINDOW_SLACK;
-        let is_branch = position == holding.branch;
-        if near_end || is_branch {
-            self.add_tail(holding, position - holding.worthy);
-            // Tails near the end are worth the same, as one of them is hit.
-            if is_branch || position + self.stride > holding.prompt_count {
-                holding.worthy = position;
-            }
+        if near_end || position == holding.branch {
+            Some(Choice::End)
         } else if position.is_multiple_of(interval) || !self.has_windows() {
-            self.add_tail(holding, 0);
+            Some(Choice::Between)
+        } else {
+            None
         }
+    }
+
+    /// Where rows may start that later read what a row over `start..end` writes, for
+    /// [`kilotok_engine::Row::later_starts`]. They are the tails that the request gets in this row,
+    /// and everything from the last whole edge of its text on, but no later than that of its
+    /// prompt:
+    ///
+    /// - The request's next row starts at `end`, or behind the drafts that are accepted. Rows with
+    ///   drafts start behind the prompt.
+    /// - A request that leaves or is preempted gets a tail at the last whole edge of what is
+    ///   computed and kept, which is the prompt at least ([`Pages::leave`]).
+    /// - Any other row starts at a tail. Its pages came into the tree with a tail of the request
+    ///   that computed them, so they are complete, whichever tails name them later.
+    ///
+    /// No row reads the windows between, and the drafter's are not computed.
+    pub(crate) fn later_starts(&self, holding: &RequestPages, start: u32, end: u32) -> Vec<u32> {
+        let stride = self.stride;
+        let last = end.min(holding.prompt_count) / stride * stride;
+        if start >= last || !self.has_windows() {
+            return Vec::new();
+        }
+        let tails = (start / stride + 1..last / stride).map(|edge| edge * stride);
+        let chosen =
+            tails.filter(|position| self.cached && self.choice(holding, *position).is_some());
+        chosen.chain([last]).collect()
     }
 
     fn has_windows(&self) -> bool {
@@ -294,6 +338,46 @@ mod tests {
             let next = [&prompt[..], &reply, &[9, 9]].concat();
             let (found, _) = run(&mut harness, &next, 1, u32::MAX);
             assert_eq!(found, whole(prompt_count + kept), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn later_rows_start_at_tails_or_behind_the_last_edge() {
+        let mut pages = Pages::new(&caps(2000, [200, 200]), true);
+        let hit = pages.find("", &[], 0);
+        let mut holding = pages.enter("", hit, 8500);
+        let starts = |pages: &Pages, holding: &RequestPages, row: std::ops::Range<u32>| {
+            pages.later_starts(holding, row.start, row.end)
+        };
+        assert_eq!(starts(&pages, &holding, 0..1003), [1000]);
+        assert_eq!(starts(&pages, &holding, 0..8192), [4096, 8192]);
+        assert_eq!(starts(&pages, &holding, 8192..8500), [8480, 8488, 8496], "the prompt's end");
+        assert_eq!(starts(&pages, &holding, 4100..9000), [8192, 8480, 8488, 8496], "it was longer");
+        assert_eq!(starts(&pages, &holding, 8499..8500), [0; 0], "all may be read");
+        assert_eq!(starts(&pages, &holding, 9000..9008), [0; 0]);
+        holding.branch = 2000;
+        assert_eq!(starts(&pages, &holding, 1000..2000), [2000]);
+        assert_eq!(starts(&pages, &holding, 1000..3000), [2000, 3000]);
+        assert_eq!(starts(&pages, &holding, 2000..3000), [3000]);
+        pages.cached = false;
+        assert_eq!(starts(&pages, &holding, 0..8192), [8192], "the request's own next row");
+        pages.groups.truncate(1);
+        assert_eq!(starts(&pages, &holding, 0..8192), [0; 0], "without windows");
+    }
+
+    /// The engine fails where a row may read what was left out.
+    #[test]
+    fn texts_that_leave_a_long_one_start_at_its_tails() {
+        let mut caps = caps(6000, [4000, 4000]);
+        caps.token_max = 3000;
+        let mut harness = Harness::new(caps.clone(), Limits::default());
+        let long = text(2 * TAIL_INTERVAL + 300, 1);
+        run(&mut harness, &long, 9, u32::MAX);
+        for (left_at, found) in [(5000, TAIL_INTERVAL), (8300, 2 * TAIL_INTERVAL)] {
+            let other = [&long[..left_at], &[7; 200]].concat();
+            let mut alone = Harness::new(caps.clone(), Limits::default());
+            let (_, expected) = run(&mut alone, &other, 9, u32::MAX);
+            assert_eq!(run(&mut harness, &other, 9, u32::MAX), (found, expected));
         }
     }
 

@@ -19,6 +19,8 @@ constexpr int PLAN_THREAD_BYTES = 16;
 
 constexpr int PLAN_CTA_BYTES = 4096;
 
+constexpr int SPAN_TOKENS = 128;
+
 constexpr int BAD_WORDS_MAX = 2048;
 
 constexpr int BAD_TOKENS_MAX = 16384;
@@ -376,6 +378,7 @@ struct alignas(8) WideMemory {
   uint64_t products;
   uint64_t received;
   uint64_t flags;
+  uint64_t spans;
   uint32_t capacity;
   uint32_t expert_capacity;
   uint32_t token_count;
@@ -389,7 +392,7 @@ struct alignas(8) WideMemory {
   uint32_t stamp_place;
   uint32_t reserved;
 };
-static_assert(sizeof(WideMemory) == 552, "size of WideMemory");
+static_assert(sizeof(WideMemory) == 560, "size of WideMemory");
 static_assert(offsetof(WideMemory, memory) == 0, "WideMemory.memory");
 static_assert(offsetof(WideMemory, head_batch) == 312, "WideMemory.head_batch");
 static_assert(offsetof(WideMemory, stream) == 320, "WideMemory.stream");
@@ -415,18 +418,19 @@ static_assert(offsetof(WideMemory, expert_inner) == 472, "WideMemory.expert_inne
 static_assert(offsetof(WideMemory, products) == 480, "WideMemory.products");
 static_assert(offsetof(WideMemory, received) == 488, "WideMemory.received");
 static_assert(offsetof(WideMemory, flags) == 496, "WideMemory.flags");
-static_assert(offsetof(WideMemory, capacity) == 504, "WideMemory.capacity");
-static_assert(offsetof(WideMemory, expert_capacity) == 508, "WideMemory.expert_capacity");
-static_assert(offsetof(WideMemory, token_count) == 512, "WideMemory.token_count");
-static_assert(offsetof(WideMemory, row_count) == 516, "WideMemory.row_count");
-static_assert(offsetof(WideMemory, wanted_count) == 520, "WideMemory.wanted_count");
-static_assert(offsetof(WideMemory, layer) == 524, "WideMemory.layer");
-static_assert(offsetof(WideMemory, slice_first) == 528, "WideMemory.slice_first");
-static_assert(offsetof(WideMemory, slice_count) == 532, "WideMemory.slice_count");
-static_assert(offsetof(WideMemory, collective) == 536, "WideMemory.collective");
-static_assert(offsetof(WideMemory, stamp) == 540, "WideMemory.stamp");
-static_assert(offsetof(WideMemory, stamp_place) == 544, "WideMemory.stamp_place");
-static_assert(offsetof(WideMemory, reserved) == 548, "WideMemory.reserved");
+static_assert(offsetof(WideMemory, spans) == 504, "WideMemory.spans");
+static_assert(offsetof(WideMemory, capacity) == 512, "WideMemory.capacity");
+static_assert(offsetof(WideMemory, expert_capacity) == 516, "WideMemory.expert_capacity");
+static_assert(offsetof(WideMemory, token_count) == 520, "WideMemory.token_count");
+static_assert(offsetof(WideMemory, row_count) == 524, "WideMemory.row_count");
+static_assert(offsetof(WideMemory, wanted_count) == 528, "WideMemory.wanted_count");
+static_assert(offsetof(WideMemory, layer) == 532, "WideMemory.layer");
+static_assert(offsetof(WideMemory, slice_first) == 536, "WideMemory.slice_first");
+static_assert(offsetof(WideMemory, slice_count) == 540, "WideMemory.slice_count");
+static_assert(offsetof(WideMemory, collective) == 544, "WideMemory.collective");
+static_assert(offsetof(WideMemory, stamp) == 548, "WideMemory.stamp");
+static_assert(offsetof(WideMemory, stamp_place) == 552, "WideMemory.stamp_place");
+static_assert(offsetof(WideMemory, reserved) == 556, "WideMemory.reserved");
 
 struct alignas(8) PlanMemory {
   uint64_t from;

@@ -120,6 +120,7 @@ impl Engine {
             tokens: tokens_of_row,
             sample: true,
             pages: Vec::new(),
+            later_starts: Vec::new(),
             masks,
             logprobs: None,
             scored: Vec::new(),

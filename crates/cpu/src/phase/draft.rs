@@ -66,8 +66,8 @@ impl<'a> Drafter<'a> {
         })
     }
 
-    /// Writes the context of committed tokens: norm(fc * taps), then each layer's keys and
-    /// values of it. The layers' input norms are not applied.
+    /// Writes the context of committed tokens that later rows may read: norm(fc * taps), then each
+    /// layer's keys and values of it. The layers' input norms are not applied.
     pub(crate) fn commit(
         &self,
         batch: &Batch<'_>,

@@ -70,6 +70,12 @@ pub(super) const SPOILS: &[(&str, Spoil)] = &[
         let drafted = |row: &Row| row.tokens.draft_count() > 0;
         row(plan, drafted, |row| (row.sample, row.draft_next) = (false, 0))
     }),
+    ("a later row that starts behind the end", |plan, _| {
+        row(plan, |_| true, |row| row.later_starts = vec![row.end() + 1])
+    }),
+    ("later rows whose starts are not ascending", |plan, _| {
+        row(plan, |row| row.end() > 1, |row| row.later_starts = vec![row.end(), row.end() - 1])
+    }),
     ("drafts to come without sampling", |plan, _| {
         row(plan, |row| !row.sample, |row| row.draft_next = 1)
     }),

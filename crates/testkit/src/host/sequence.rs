@@ -100,6 +100,7 @@ impl<'r> Sequence<'r> {
             row.draft_next = made.min(caps.draft_max);
             row.report_drafts = self.request.mask.is_some();
         }
+        row.later_starts = self.later_starts(&row);
         row.masks = self.masks(&row, caps.vocab_size);
         row.pages = self.pages(&row, caps, pools)?;
         Ok(Some(row))
@@ -128,6 +129,14 @@ impl<'r> Sequence<'r> {
             return Vec::new();
         }
         self.known[self.done as usize + 1..end as usize].to_vec()
+    }
+
+    /// Where rows may start that later read what this row writes: this request's next one, and
+    /// those of requests to which its first positions are lent.
+    fn later_starts(&self, row: &Row) -> Vec<u32> {
+        let next = row.end() - row.tokens.draft_count();
+        let lent = self.how.keep.filter(|kept| *kept < next);
+        lent.into_iter().chain([next]).collect()
     }
 
     fn masks(&self, row: &Row, vocab_size: u32) -> Vec<Vec<u32>> {

@@ -29,6 +29,9 @@ pub enum DraftAccuracy {
     Always(TokenId),
 }
 
+/// What the pages hold of the drafter's context where no later row should read it.
+const LEFT_OUT: u64 = 0x1EF7_0117_1EF7_0117;
+
 /// See the module's documentation.
 pub struct ScriptedEngine {
     caps: Caps,
@@ -106,6 +109,7 @@ impl ScriptedEngine {
     fn run_row(&mut self, row: &Row) -> RowOutput {
         let tokens = self.slots.enter(row);
         let mut text = self.text(row, &tokens);
+        self.check_context(row);
         let caps = &self.caps;
         let mut sequence = SequenceState::read(&self.memory, caps, &row.pages, row.start);
         let states: Vec<u64> = tokens.iter().map(|token| sequence.push(*token)).collect();
@@ -144,13 +148,29 @@ impl ScriptedEngine {
         self.caps.groups.iter().position(|group| group.kind == PageKind::Draft)
     }
 
-    /// Stores the drafter's context of the committed positions in the pages.
+    /// Stores the drafter's context of the committed positions in the pages, if later rows may read
+    /// it.
     fn commit(&mut self, row: &Row, sequence: &SequenceState, end: u32) {
         if let Some(group) = self.draft_group() {
+            let kept = self.caps.groups[group].read_later(row);
             for position in row.start..end {
                 let run = &row.pages[group];
-                self.memory.write(&self.caps, group, run, position, sequence.context(position));
+                let is_kept = kept.iter().any(|range| range.contains(&position));
+                let context = if is_kept { sequence.context(position) } else { LEFT_OUT };
+                self.memory.write(&self.caps, group, run, position, context);
             }
+        }
+    }
+
+    /// Checks that the row names no page of the drafter from which [`Self::commit`] has left out a
+    /// position before the row.
+    fn check_context(&self, row: &Row) {
+        let Some(group) = self.draft_group() else { return };
+        let (spec, run) = (&self.caps.groups[group], &row.pages[group]);
+        let first_page = spec.first_needed(row.start) / spec.page_tokens;
+        for position in first_page * spec.page_tokens..row.start {
+            let context = self.memory.read(&self.caps, group, run, position);
+            assert_ne!(context, LEFT_OUT, "a row from {} on reads {position}", row.start);
         }
     }
 

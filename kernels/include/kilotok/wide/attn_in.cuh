@@ -41,7 +41,18 @@ struct AttnInMemory {
   // F32 `[capacity][PROJECTED_ROWS]`, only for kinds whose rows do not lie in pairs.
   uint64_t projected;
   int capacity;
+  // Of the drafter's kinds: the spans of the tokens.
+  uint64_t spans;
 };
+
+// A token's number in the step.
+template <int KIND>
+__device__ __forceinline__ int token_in_step(const AttnInMemory& memory, int index) {
+  if constexpr (KIND >= DRAFT_ATTENTION)
+    return token_of_spans(memory.spans, index);
+  else
+    return index;
+}
 
 // Offset of a head's dimension among a token's queries. For full attention they are stored as
 // operand A of warpgroups, `[head tiles][halves][dimensions / 8][8 heads]` of 16 bytes; for windows
@@ -130,13 +141,13 @@ __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_
   uint32_t places[TILES_AT_ONCE] = {};
 #pragma unroll
   for (int i = 0; i < TILES_AT_ONCE; i++) {
-    const int t = min(token + i * TILE_TOKENS, end - 1);
+    const int t = min(token + i * TILE_TOKENS, end - 1), in_step = token_in_step<KIND>(memory, t);
     scales[i] = at<const float>(memory.inverse_rms)[t];
 #pragma unroll
     for (int j = 0; j < 2 && pair.rotated; j++)
       turns[i][j] = at<const float2>(
-          memory.angles)[(KIND * memory.capacity + t) * ROPE_PAIRS_MAX + first + j];
-    if (!pair.is_query) places[i] = token_place<KIND>(memory.step, t, pair.head);
+          memory.angles)[(KIND * memory.capacity + in_step) * ROPE_PAIRS_MAX + first + j];
+    if (!pair.is_query) places[i] = token_place<KIND>(memory.step, in_step, pair.head);
   }
 #pragma unroll
   for (int i = 0; i < TILES_AT_ONCE; i++) {
@@ -216,7 +227,8 @@ __device__ __forceinline__ void multiply_projections(GemmShared& shared, const A
                                   work.first_tile(item) + thread / 32, 0, lane, use);
     __syncwarp();
   };
-  gemm<M>(shared, weights, {at<const char>(memory.normed), memory.capacity}, memory.step.count,
+  const Operand operand = {at<const char>(memory.normed), memory.capacity};
+  gemm<M>(shared, weights, operand, memory.step.count,
           [&](int, int, int tile, const float4& v) {
             GemmStages<M>::totals(shared)[tile * CONSUMERS + threadIdx.x] = v;
           },
@@ -279,6 +291,7 @@ __device__ __forceinline__ void split_head(const AttnInMemory& memory, int token
   const int kv_head = (head - A.q_heads) % A.kv_heads, dims = is_value ? A.v_dim : A.qk_dim;
   const int first_row = is_value ? QkvRows<KIND>::VALUE : QkvRows<KIND>::KEY;
   const int row = is_query ? head * A.qk_dim : first_row + kv_head * dims;
+  const int in_step = token_in_step<KIND>(memory, token);
   Head<KIND> h;
   h.load(at<const float>(memory.projected) + static_cast<size_t>(token) * PROJECTED_ROWS + row,
          dims, lane);
@@ -286,10 +299,10 @@ __device__ __forceinline__ void split_head(const AttnInMemory& memory, int token
     if constexpr (A.qk_norm)
       h.rms_norm(at<const float>(is_query ? layer.q_norm : layer.k_norm), lane);
     h.apply_rope(at<const float2>(memory.angles) +
-                     (KIND * memory.capacity + token) * ROPE_PAIRS_MAX,
+                     (KIND * memory.capacity + in_step) * ROPE_PAIRS_MAX,
                  lane);
   }
-  const uint32_t place = is_query ? 0 : token_place<KIND>(memory.step, token, kv_head);
+  const uint32_t place = is_query ? 0 : token_place<KIND>(memory.step, in_step, kv_head);
   const auto place_of = [&](int dim) {
     if (is_query)
       return at<uint16_t>(memory.queries) + static_cast<size_t>(token) * QUERY_VALUES +

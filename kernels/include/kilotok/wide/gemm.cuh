@@ -412,12 +412,14 @@ __device__ __forceinline__ void consume_gemm(GemmShared& shared, GemmRing<M>& ri
 }
 
 // The producer: copies the tokens of a CTA's items.
-template <class M>
-__device__ __forceinline__ void produce_gemm(GemmRing<M>& ring, const Operand& operand,
+template <class M, class From>
+__device__ __forceinline__ void produce_gemm(GemmRing<M>& ring, const From& operand,
                                              const GemmWork<M>& work, int first) {
+  static_assert(SPAN_TOKENS % TOKENS == 0, "an item's tokens lie together");
 #pragma unroll 1
   for (int item = first; item < work.count(); item += GRID) {
-    const char* from = operand.bytes + work.first_token(item) / TILE_TOKENS * TILE_BYTES;
+    const int token = operand.token(work.first_token(item));
+    const char* from = operand.bytes + token / TILE_TOKENS * TILE_BYTES;
     const int tiles = ceil_div(work.tokens(item), TILE_TOKENS);
 #pragma unroll 1
     for (ChunkWalk<M, Order::Parts> walk; walk.has(); walk.next())
@@ -440,8 +442,8 @@ __device__ __forceinline__ void with_gemm_roles(Consume consume, Produce produce
 
 // All threads of all CTAs, GEMM_THREADS each: a matrix times all tokens, `first_token` before
 // others. `shared` is unused before.
-template <class M, class Use, class Finish>
-__device__ __forceinline__ void gemm(GemmShared& shared, const char* matrix, const Operand& operand,
+template <class M, class From, class Use, class Finish>
+__device__ __forceinline__ void gemm(GemmShared& shared, const char* matrix, const From& operand,
                                      int tokens, Use use, Finish finish, int first_token = 0) {
   if (threadIdx.x == 0) GemmRing<M>(shared).init();
   __syncthreads();

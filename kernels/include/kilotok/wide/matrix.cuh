@@ -257,6 +257,23 @@ __device__ __forceinline__ void end_part(Totals<COUNT>& memory, int part, float 
 struct Operand {
   const char* bytes;
   int capacity;
+
+  // The token of the operand that comes as number `index`.
+  __device__ __forceinline__ int token(int index) const { return index; }
+};
+
+// The drafter's context is computed of some spans of the step's tokens. Its launches number these
+// tokens without gaps: returns a token's number in the step, where `spans` are U32 `[spans]`.
+__device__ __forceinline__ int token_of_spans(uint64_t spans, int index) {
+  return static_cast<int>(at<const uint32_t>(spans)[index / SPAN_TOKENS]) * SPAN_TOKENS +
+         index % SPAN_TOKENS;
+}
+
+// The tokens of spans, of an operand that has all tokens of the step.
+struct SpansOperand : Operand {
+  uint64_t spans;
+
+  __device__ __forceinline__ int token(int index) const { return token_of_spans(spans, index); }
 };
 
 }  // namespace kilotok::wide

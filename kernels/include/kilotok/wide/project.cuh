@@ -20,14 +20,25 @@ struct GemmMemory {
   int count, capacity;
   // Where several ranks send such products.
   PartsMemory parts;
+  // For the fusion of taps: the spans of its tokens.
+  uint64_t spans;
 };
 
+// The operand: of all tokens, or of those of spans (SpansOperand).
+template <class From>
+__device__ __forceinline__ From operand_of(const GemmMemory& memory) {
+  const Operand all = {at<const char>(memory.operand), memory.capacity};
+  if constexpr (IS_SAME<From, SpansOperand>)
+    return {all, memory.spans};
+  else
+    return all;
+}
+
 // Called by all threads of all CTAs, GEMM_THREADS each: multiplies a matrix with all tokens.
-template <class M, class Use>
+template <class M, class From = Operand, class Use>
 __device__ __forceinline__ void multiply_all(GemmShared& shared, const GemmMemory& memory,
                                              Use use) {
-  gemm<M>(shared, at<const char>(memory.weights),
-          {at<const char>(memory.operand), memory.capacity}, memory.count,
+  gemm<M>(shared, at<const char>(memory.weights), operand_of<From>(memory), memory.count,
           [&](int row_tile, int token, int, const float4& values) {
             use(row_tile, token, static_cast<int>(threadIdx.x) % 32, values);
           },
@@ -93,12 +104,11 @@ __device__ __forceinline__ void send_products(GemmShared& shared, const PartsSen
 // Multiplies, `first_token` before others. `adjust(row tile, values)` returns what becomes of a
 // lane's products; those of an item are in shared memory when a warpgroup calls `finish(work,
 // item)`.
-template <class M, class Adjust, class Finish>
+template <class M, class From = Operand, class Adjust, class Finish>
 __device__ __forceinline__ void multiply_items(GemmShared& shared, const GemmMemory& memory,
                                                Adjust adjust, Finish finish, int first_token = 0) {
   gemm<M>(
-      shared, at<const char>(memory.weights), {at<const char>(memory.operand), memory.capacity},
-      memory.count,
+      shared, at<const char>(memory.weights), operand_of<From>(memory), memory.count,
       [&](int row_tile, int, int tile, const float4& v) {
         GemmStages<M>::totals(shared)[tile * GemmShape<M>::CONSUMERS + threadIdx.x] =
             adjust(row_tile, v);
@@ -113,15 +123,15 @@ __device__ __forceinline__ void multiply_items(GemmShared& shared, const GemmMem
 
 // Multiplies, and stores the products as columns of a part, from `column` on. A single rank stores
 // them itself, and several ranks send them. `adjust` is as above.
-template <class M, class Adjust>
+template <class M, class From = Operand, class Adjust>
 __device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmMemory& memory,
                                                  int column, Adjust adjust) {
   if constexpr (RANKS == 1) {
-    multiply_all<M>(shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
+    multiply_all<M, From>(shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
       store_part<M>(memory, row_tile, first, lane, adjust(row_tile, v), column);
     });
   } else {
-    multiply_items<M>(
+    multiply_items<M, From>(
         shared, memory, adjust,
         [&](const GemmWork<M>& work, int item) {
           send_products<M>(shared, PartsSender(memory.parts), work, item, column);
@@ -130,10 +140,10 @@ __device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmM
     PartsSender(memory.parts).end();
   }
 }
-template <class M>
+template <class M, class From = Operand>
 __device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmMemory& memory,
                                                  int column = 0) {
-  multiply_to_part<M>(shared, memory, column, [](int, const float4& v) { return v; });
+  multiply_to_part<M, From>(shared, memory, column, [](int, const float4& v) { return v; });
 }
 
 // Two row tiles make up a cache line of 128 bytes: their warps share the tokens, because memory
