@@ -58,12 +58,15 @@ struct ExpertsRoles {
     choose_routes<KIND, false>(cta, routes, w.stream(), at<const float>(work.bias),
                                w.token_count(), [&] { w.publish_experts(); });
     w.with_pipeline([&](Ring& ring, Sums& sums) {
-      gate_up<KIND>(cta, ring, sums, [&] {
+      gate_up<KIND>(cta, ring, sums, w.stream(), [&] {
         complete_routes<KIND>(cta, routes, w.token_count());
         w.publish_routes();
       });
     });
-    rows_in_ring<KIND>(w.token_count()) ? cta.count_operand() : cta.sync_grid();
+    if (!rows_in_ring<KIND>(w.token_count()))
+      cta.sync_grid();
+    else if (!SUMS_APART<KIND>)
+      cta.count_operand();
     if (is_owner(cta))
       w.with_pipeline([&](Ring& ring, Sums& sums) {
         down<KIND, false>(cta, ring, sums, w.stream(), routes, w.token_count());

@@ -175,15 +175,16 @@ __device__ __forceinline__ void experts(Warp& w) {
                               w.token_count(), [&] { w.publish_experts(); });
   cta.stamp(Stamp::Routes, routes.count);
   w.with_pipeline([&](Ring& ring, Sums& sums) {
-    gate_up<KIND>(cta, ring, sums, [&] {
+    gate_up<KIND>(cta, ring, sums, w.stream(), [&] {
       complete_routes<KIND>(cta, routes, w.token_count());
       w.publish_routes();
     });
   });
   cta.stamp(Stamp::GateUp);
-  if (rows_in_ring<KIND>(w.token_count()))
+  const bool in_ring = rows_in_ring<KIND>(w.token_count());
+  if (in_ring && !SUMS_APART<KIND>)
     cta.count_operand();
-  else if (!POLLED)
+  else if (!in_ring && !POLLED)
     cta.sync_grid();
   if (is_owner(cta))
     w.with_pipeline([&](Ring& ring, Sums& sums) {
@@ -259,7 +260,7 @@ __device__ __forceinline__ void attention(Warp& w) {
   cta.stamp(Stamp::Attention);
   cta.arrive_grid();
   const LayerMemory& layer = w.layer();
-  if (is_owner(cta))
+  if (!EPILOGUE_ADDS<DRAFT, TILES> && is_owner(cta))
     begin_rms_norm(cta, w.stream(), Reader::FeedForward, layer.post_norm,
                feed_forward_scale(layer.feed_forward), ~0u);
   // With one tile the output projection's first weights are loaded before this.
@@ -291,11 +292,13 @@ __device__ __forceinline__ void consume_layers(Warp& w) {
     const int turn = w.next_turn(), index = turn / 2;
     const bool network = turn % 2 == 1;
     const bool polled = !network && polls_projections<DRAFT, TILES>(w, index);
-    if (is_owner(cta)) {
+    // The epilogue has added everything but the embedding.
+    const bool added = EPILOGUE_ADDS<DRAFT, TILES> && turn > 0 && is_owner(cta);
+    if (!added && is_owner(cta)) {
       all_reduce(cta, w.stream(), w.token_count());
       add_rms_norm(cta, w.stream(), w.shared.sums, w.token_count(), polled ? POLLED_ROW : 0);
-      cta.stamp(Stamp::AddRmsNorm);
     }
+    cta.stamp(Stamp::AddRmsNorm);
     bool barrier = !polled, chooses = false;
     if (network)
       with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
@@ -311,15 +314,17 @@ __device__ __forceinline__ void consume_layers(Warp& w) {
         }
       });
     // The producer waits for this counter only, whether or not there is a grid barrier.
-    if (chooses) cta.count_operand();
-    if (barrier) cta.arrive_grid();
+    if (chooses && !added) cta.count_operand();
+    // Parts of the router are written by consumers.
+    if (barrier) added && !chooses ? cta.pass_arrival() : cta.arrive_grid();
     if (index == P::LAYER_COUNT) return;
     if (!network) {
       P::fetch_layer(cta, w.shared.layers, index + 1);
       attention<DRAFT, TILES>(w);
       continue;
     }
-    begin_rms_norm_before<DRAFT>(cta, w.shared, index + 1, w.layer().tap);
+    if constexpr (!EPILOGUE_ADDS<DRAFT, TILES>)
+      begin_rms_norm_before<DRAFT>(cta, w.shared, index + 1, w.layer().tap);
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
       if constexpr (IS_DENSE<F>)
@@ -430,23 +435,92 @@ __device__ __forceinline__ void produce_layers(Warp& w) {
   }
 }
 
-// Epilogue: a network of experts.
-template <int KIND, int TILES>
-__device__ __forceinline__ void epilogue_experts(Warp& w, const LayerMemory& layer) {
+// Epilogue of an owner: the norm after a layer's network.
+template <bool DRAFT, int TILES>
+__device__ __forceinline__ EpilogueNorm norm_after_network(Warp& w, const LayerMemory& layer,
+                                                           int index) {
+  using P = Part<DRAFT>;
+  const Memory& memory = w.cta.memory;
+  const bool last = index + 1 == P::LAYER_COUNT;
+  const LayerMemory& next = P::layer(memory, last ? index : index + 1);
+  const bool polled = polls_projections<DRAFT, TILES>(w, index + 1);
+  return EpilogueNorm(w.cta, Reader::Projection,
+                      !last ? next.input_norm : DRAFT ? memory.draft_norm : memory.final_norm,
+                      last ? 1.0f : projection_scale(next.attention), layer.tap,
+                      polled ? POLLED_ROW : 0);
+}
+
+// Epilogue: a network of experts. With one tile of tokens, that of an owner calls
+// `epilogue_of_down()`.
+template <int KIND, int TILES, class Down>
+__device__ __forceinline__ void epilogue_experts(Warp& w, const LayerMemory& layer,
+                                                 Down epilogue_of_down) {
   Cta& cta = w.cta;
   w.wait_routes();
   cta.make_opaque();
   if constexpr (TILES == 1) {
     epilogue_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, layer.gate_up_bias,
                            w.token_count());
-    if (is_owner(cta))
-      epilogue_down<KIND>(cta, w.sums, w.stream(), w.shared.routes, layer.down_bias);
+    if (is_owner(cta)) epilogue_of_down();
   } else {
     epilogue_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.gathered, layer.gate_up_bias);
     if (is_owner(cta))
       epilogue_down<KIND>(cta, w.sums, w.stream(), w.shared.gathered, layer.down_bias);
   }
   w.epilogue_releases_routes();
+}
+// The same, which leaves the products of down in `stream.part`.
+template <int KIND, int TILES>
+__device__ __forceinline__ void epilogue_experts(Warp& w, const LayerMemory& layer) {
+  epilogue_experts<KIND, TILES>(w, layer, [&] {
+    epilogue_down<KIND>(w.cta, w.sums, w.stream(), w.shared.routes, layer.down_bias);
+  });
+}
+
+// Epilogue: the output projection, whose products it adds to the stream.
+template <bool DRAFT, int TILES>
+__device__ __forceinline__ void epilogue_adds_output(Warp& w, const LayerMemory& layer) {
+  using P = Part<DRAFT>;
+  Cta& cta = w.cta;
+  if (!is_owner(cta)) return;
+  EpilogueNorm norm(cta, Reader::FeedForward, layer.post_norm,
+                    feed_forward_scale(layer.feed_forward), ~0u, 0);
+  with_matrix<OutputOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    constexpr int A = decltype(kind)::value;
+    cta.make_opaque();
+    epilogue<OutputMatrix<A>>(cta, w.sums, cta.index(), 1,
+                              AddOutput<A>{cta, w.stream(), w.shared.sums, norm,
+                                           at<const float>(layer.output_bias), w.token_count()});
+  });
+  bool chooses = false;
+  with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(
+      layer.feed_forward, [&](auto kind) { chooses = !IS_DENSE<decltype(kind)::value>; });
+  norm.finish(cta, w.stream(), w.token_count(), chooses, !chooses);
+}
+
+// Epilogue: a layer's network, whose products it adds to the stream.
+template <int KIND, bool DRAFT, int TILES>
+__device__ __forceinline__ void epilogue_adds_network(Warp& w, const LayerMemory& layer,
+                                                      int index) {
+  Cta& cta = w.cta;
+  const bool arrives = !polls_projections<DRAFT, TILES>(w, index + 1);
+  if constexpr (IS_DENSE<KIND>) {
+    if (!is_owner(cta)) return;
+    EpilogueNorm norm = norm_after_network<DRAFT, TILES>(w, layer, index);
+    epilogue<DownMatrix<KIND>>(cta, w.sums, cta.index(), 1,
+                               AddPart{cta, w.stream(), w.shared.sums, norm, w.token_count()});
+    norm.finish(cta, w.stream(), w.token_count(), false, arrives);
+  } else {
+    epilogue_experts<KIND, TILES>(w, layer, [&] {
+      EpilogueNorm norm = norm_after_network<DRAFT, TILES>(w, layer, index);
+      epilogue_down<KIND>(cta, w.sums, w.stream(), w.shared.routes, layer.down_bias,
+                          [&](int row_tile, const float4& total) {
+                            norm.add(cta, w.stream(), w.shared.sums, row_tile, total,
+                                     w.token_count());
+                          });
+      norm.finish(cta, w.stream(), w.token_count(), false, arrives);
+    });
+  }
 }
 
 // Epilogue: all layers, in the consumers' order.
@@ -466,11 +540,14 @@ __device__ __forceinline__ void epilogue_layers(Warp& w) {
       epilogue<QkvMatrix<A>>(cta, w.sums, first_unit<QkvMatrix<A>>(cta), w.tiles(),
                         store_projections<A>(w, layer, held, DRAFT), index > 0);
     });
-    with_matrix<OutputOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-      constexpr int A = decltype(kind)::value;
-      cta.make_opaque();
-      epilogue<OutputMatrix<A>>(cta, w.sums, cta.index(), w.tiles(), store_output<A>(w, layer));
-    });
+    if constexpr (EPILOGUE_ADDS<DRAFT, TILES>)
+      epilogue_adds_output<DRAFT, TILES>(w, layer);
+    else
+      with_matrix<OutputOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+        constexpr int A = decltype(kind)::value;
+        cta.make_opaque();
+        epilogue<OutputMatrix<A>>(cta, w.sums, cta.index(), w.tiles(), store_output<A>(w, layer));
+      });
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
       if constexpr (IS_DENSE<F>) {
@@ -478,7 +555,12 @@ __device__ __forceinline__ void epilogue_layers(Warp& w) {
         epilogue<GateUpMatrix<F>>(cta, w.sums, first_unit<GateUpMatrix<F>>(cta), w.tiles(),
                              StoreInner<F>{cta.memory, w.stream(), w.token_count()});
         cta.make_opaque();
-        epilogue<DownMatrix<F>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
+        if constexpr (EPILOGUE_ADDS<DRAFT, TILES>)
+          epilogue_adds_network<F, DRAFT, TILES>(w, layer, index);
+        else
+          epilogue<DownMatrix<F>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
+      } else if constexpr (EPILOGUE_ADDS<DRAFT, TILES>) {
+        epilogue_adds_network<F, DRAFT, TILES>(w, layer, index);
       } else {
         epilogue_experts<F, TILES>(w, layer);
       }

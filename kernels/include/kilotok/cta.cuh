@@ -124,6 +124,12 @@ struct Cta {
     }
   }
 
+  // The same where the epilogue arrives.
+  __device__ __forceinline__ void pass_arrival() {
+    if (thread() == 0) wait_context.phase++;
+    make_opaque();
+  }
+
   __device__ __forceinline__ void wait_grid() {
     if (thread() == 0) wait_count(Waits::Grid, Counter::Grid, wait_context.phase * GRID);
     sync();

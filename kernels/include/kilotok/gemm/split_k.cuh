@@ -12,6 +12,9 @@ constexpr int SUM_STAGES = 4;
 // Together with the producer warp they are a warpgroup, which is the unit in which registers are
 // reassigned; and an owner's unit has up to three row tiles, one for each.
 constexpr int EPILOGUE_WARPS = 3;
+// The numbers of two barriers: of the epilogue's warps, and of those that have a row tile of an
+// owner.
+constexpr int EPILOGUE_BARRIER = 12, ROW_TILES_BARRIER = 13;
 
 // Scratch memory of the phase that runs. The router needs the most: 24 KB of sums, and after them
 // 48 rows of the stream of 64 tokens (phase/add_rms_norm.cuh).
@@ -122,14 +125,18 @@ struct Sums {
     static_assert(SHARES == 1 || (M::ROW_TILES == 1 && SHARES <= EPILOGUE_WARPS),
                   "a warp for each share");
     wait();
+    reduce_from<M, SHARES>(cta, memory.parts + stage * CONSUMER_WARPS * 32, use);
+  }
+  // The same for sums that it has waited for, `[warps][lanes]`.
+  template <class M, int SHARES = 1, class Use>
+  __device__ __forceinline__ void reduce_from(const Cta& cta, const float4* from, Use use) {
     const int own = part<M, SHARES>(cta);
     const bool mine = M::ROW_TILES == 1 && SHARES == 1
                           ? stage % EPILOGUE_WARPS == cta.warp() - CONSUMER_WARPS - 1
                           : own < M::ROW_TILES * SHARES;
     if (mine) {
       const int row_tile = SHARES == 1 ? own : 0;
-      const float4* parts =
-          memory.parts + (stage * CONSUMER_WARPS + row_tile * M::COLUMN_WARPS) * 32 + cta.lane();
+      const float4* parts = from + row_tile * M::COLUMN_WARPS * 32 + cta.lane();
       use(own, 0, cta.lane(), sum_parts<M::COLUMN_WARPS>(parts, 32));
     }
     release(cta);

@@ -27,8 +27,8 @@ struct NextRmsNorm {
 // Rows whose squares are added by shuffles within a warp.
 constexpr int SQUARE_ROWS = 16;
 
-// Products of experts (phase/experts.cuh) lie in rows of the stream that one tile of tokens does
-// not use, or after it where an owner has too few rows.
+// Products of experts, and sums of their units (phase/experts.cuh), lie in rows of the stream that
+// one tile of tokens does not use, or after it where an owner has too few rows.
 constexpr bool PRODUCTS_APART = (TOKENS_MAX - TILE_TOKENS) * OWNER_ROWS * 4 < CONSUMERS * 16;
 template <bool APART>
 struct ProductMemory {};
@@ -187,6 +187,109 @@ struct StorePart {
     stream.part[token + 1][row] = v.y;
     stream.part[token][row + 8] = v.z;
     stream.part[token + 1][row + 8] = v.w;
+  }
+};
+
+// Epilogue of an owner on one rank, with one tile of tokens: adds a lane's products to the stream
+// and computes the norm that follows, as `add_rms_norm` does and with its bits, so that consumers
+// need not meet before and after it.
+struct EpilogueNorm {
+  // Of rows g and g + 8 of the warp's row tile.
+  float weights[2];
+  float scale;
+  uint32_t tap;
+  Reader reader;
+  // The operand's row of the first token.
+  int first_row;
+  // The row tile that the warp has added, or -1.
+  int row_tile = -1;
+
+  __device__ __forceinline__ EpilogueNorm(const Cta& cta, Reader which, uint64_t norm,
+                                          float operand_scale, uint32_t tap_index, int row)
+      : scale(operand_scale), tap(tap_index), reader(which), first_row(row) {
+    // Warps that take turns all have the first row tile.
+    const int tile = cta.warp() - CONSUMER_WARPS - 1;
+    const int column = cta.index() * OWNER_ROWS + (tile < OWNER_TILES ? tile * 16 : 0);
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      weights[i] = at<const float>(norm)[smaller(column + cta.lane() / 4 + i * 8, HIDDEN - 1)];
+  }
+
+  // `v` has rows g and g + 8 of tokens 2q and 2q + 1.
+  __device__ __forceinline__ void add(const Cta& cta, StreamMemory& stream, SumMemory& sums,
+                                      int tile, const float4& v, int token_count) {
+    row_tile = tile;
+    const uint32_t lane = cta.lane(), row = tile * 16 + lane / 4, first = lane % 4 * 2;
+    const uint32_t column = cta.index() * OWNER_ROWS + row;
+    ScaledTile& tiled = *scaled_stream(sums);
+    char* to = at<char>(cta.memory.normed) + operand_row(first_row + first, NORMED_BYTES) +
+               operand_offset(column);
+    const float products[2][2] = {{v.x, v.z}, {v.y, v.w}};
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const uint32_t token = first + j;
+      const bool has_token = token < static_cast<uint32_t>(token_count);
+      float square = 0;
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        if (!has_token) continue;
+        float& residual = stream.residual[token][row + i * 8];
+        float& scaled = tiled[row + i * 8][token];
+        if (HIDDEN % OWNER_ROWS != 0 && column + i * 8 >= HIDDEN) {
+          // The router needs zeros beyond the last column.
+          scaled = 0;
+          continue;
+        }
+        const float x = residual + products[j][i], product = x * weights[i];
+        residual = x;
+        scaled = product;
+        square += __fmul_rn(x, x);
+        // Eight columns further are four bytes, the next token 64.
+        publish_half(to + j * 64 + i * 4, product * scale);
+      }
+      // In the order of `add_rms_norm`: rows that are eight apart first.
+#pragma unroll
+      for (int distance = 16; distance >= 4; distance /= 2)
+        square += __shfl_xor_sync(~0u, square, distance);
+      if (lane < 4 && has_token) stream.squares[token][tile] = square;
+    }
+    if (tap != ~0u) store_taps(cta, stream, row, column, first, token_count);
+  }
+
+  // The warps that have called `add`: publish the tokens' sums of squares, then signal that the
+  // operand is written, and arrive at the grid barrier.
+  __device__ __forceinline__ void finish(const Cta& cta, StreamMemory& stream, int token_count,
+                                         bool counts, bool arrives) const {
+    if (row_tile < 0) return;
+    if constexpr (OWNER_TILES > 1)
+      ptx::sync_threads<OWNER_TILES * 32>(ROW_TILES_BARRIER);
+    else
+      __syncwarp();
+    if (row_tile > 0) return;
+    const int token = cta.lane();
+    if (token < token_count) {
+      float square = 0;
+#pragma unroll
+      for (int i = 0; i < OWNER_TILES; i++) square += stream.squares[token][i];
+      publish(squares_of(cta.memory, reader, first_row + token) + cta.index(), square);
+    }
+    __syncwarp();
+    if (cta.lane() != 0) return;
+    if (counts) cta.count(Counter::Operands);
+    if (arrives) cta.count(Counter::Grid);
+  }
+
+ private:
+  __device__ __forceinline__ void store_taps(const Cta& cta, const StreamMemory& stream,
+                                             uint32_t row, uint32_t column, int first,
+                                             int token_count) const {
+#pragma unroll 1
+    for (int i = 0; i < 4; i++) {
+      const int token = first + i % 2, further = i / 2 * 8;
+      if (token < token_count && column + further < HIDDEN)
+        store_operand(at<char>(cta.memory.taps) + operand_row(token, TAPS_BYTES),
+                      tap * HIDDEN + column + further, stream.residual[token][row + further]);
+    }
   }
 };
 

@@ -102,30 +102,6 @@ __device__ __forceinline__ void down_ahead(const Cta& cta, Ring& ring, Sums& sum
   }
 }
 
-// Rows of one tile of tokens, sorted by expert. Those that come through the ring are copied to the
-// scratch memory, a third of which belongs to each page.
-template <int KIND>
-struct TileRows {
-  using R = SortedRows<KIND>;
-  using M = typename R::M;
-  using Routes = kilotok::Routes;
-  static constexpr bool IN_PAGE = false;
-  static constexpr int ROW_BYTES = R::RUN_BYTES, BYTES = SCRATCH_BYTES / PAGE_COUNT;
-  static_assert(TILE_TOKENS * ROW_BYTES <= BYTES && BYTES % 16 == 0, "any expert's have room");
-  // Steps for which the rows of an expert have room, even if all tokens have chosen it.
-  static constexpr int STEPS = BYTES / (TILE_TOKENS * ROW_BYTES);
-
-  static __device__ __forceinline__ bool in_ring(int token_count) {
-    return rows_in_ring<KIND>(token_count);
-  }
-  static __device__ __forceinline__ const char* run(const Memory& memory, int step, int row) {
-    return R::run(memory, step, row);
-  }
-  static __device__ __forceinline__ int first_row(const Routes& routes, int entry) {
-    return routes.sorted.first_rows[entry];
-  }
-};
-
 // The pages of down where rows are sorted: a few steps of several experts, which the warps of a row
 // tile multiply at the same time. ROWS says where the rows of these experts are. Chunks without
 // columns that lie between those of two row tiles are left out if they are many: that takes another
@@ -319,6 +295,52 @@ __device__ __forceinline__ void produce_sorted(const Cta& cta, Ring& ring, SumMe
   }
 }
 
+// The same for one tile of tokens, where the scratch memory is free while gate and up are
+// multiplied: rows are copied as soon as they are there, those of the first pages before this CTA
+// has multiplied its last units.
+template <class ROWS>
+__device__ __forceinline__ void produce_early_rows(const Cta& cta, Ring& ring, SumMemory& scratch,
+                                                   const typename ROWS::Routes& routes,
+                                                   uint64_t address, int token_count,
+                                                   const RowCounts& counts) {
+  const DownPages<ROWS> pages(routes, token_count);
+  DownProducer<ROWS> page(cta.memory, pages, address, ptx::shared_address(scratch.scratch));
+  if (!pages.rows_in_ring) {
+#pragma unroll 1
+    for (; page.has_page(); page.next(), ring.next()) page.fetch_weights(ring);
+    return;
+  }
+  const int first = first_entries(routes.count);
+  // Pages that have their weights and not yet their rows, and the end of the entries whose rows are
+  // there.
+  int opened = 0, there = 0;
+  DownProducer<ROWS> next = page;
+  Ring ahead = ring;
+#pragma unroll 1
+  while (page.has_page()) {
+    // Weights of all pages are requested before rows of the first are waited for.
+    const bool opens = opened == 0 || (page.first == 0 && opened < PAGE_COUNT);
+    if (opened > 0 && page.end <= there) {
+      page.fetch_rows(ring);
+      page.next();
+      ring.next();
+      opened--;
+    } else if (opens && next.has_page()) {
+      next.fetch_weights(ahead);
+      next.next();
+      ahead.next();
+      opened++;
+      if (there == 0 && are_first_rows_there(cta, counts.first)) there = first;
+    } else if (there == 0 && page.end <= first) {
+      wait_first_rows(cta, counts.first);
+      there = first;
+    } else {
+      wait_operand(cta, counts.operand);
+      there = routes.count;
+    }
+  }
+}
+
 // Producer of an owner: copies the weights of all experts, and the rows as `produce_sorted` does.
 template <int KIND>
 __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring, SumMemory& scratch,
@@ -339,7 +361,11 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring, SumMemo
       ring.next();
     }
   } else {
-    produce_sorted<TileRows<KIND>>(cta, ring, scratch, routes, address, token_count, counts);
+    using Rows = TileRows<KIND>;
+    if constexpr (SUMS_APART<KIND>)
+      produce_early_rows<Rows>(cta, ring, scratch, routes, address, token_count, counts);
+    else
+      produce_sorted<Rows>(cta, ring, scratch, routes, address, token_count, counts);
   }
 }
 
@@ -500,10 +526,11 @@ __device__ __forceinline__ bool has_row_tile(int epilogue_warp) {
   return OWNER_TILES == EPILOGUE_WARPS || epilogue_warp < OWNER_TILES;
 }
 
-// Epilogue of an owner: adds the products of the experts.
-template <int KIND>
+// Epilogue of an owner: adds the products of the experts, and passes the sums of a lane's rows to
+// `use(row_tile, sums)`.
+template <int KIND, class Use>
 __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
-                                              const Routes& routes, uint64_t biases) {
+                                              const Routes& routes, uint64_t biases, Use use) {
   using D = DownTurns<KIND>;
   using Bias = DownBias<KIND>;
   const int row_tile = cta.warp() - CONSUMER_WARPS - 1, count = routes.count;
@@ -546,9 +573,18 @@ __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, Stream
         total.w += products[i].w;
       }
     }
-    if (first + D::TOGETHER >= count) StorePart{stream}(0, row_tile, 0, cta.lane(), total);
+    if (first + D::TOGETHER >= count) use(row_tile, total);
     sums.release(cta);
   }
+}
+
+// The same, which leaves them in `stream.part`.
+template <int KIND>
+__device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
+                                              const Routes& routes, uint64_t biases) {
+  epilogue_down<KIND>(cta, sums, stream, routes, biases, [&](int row_tile, const float4& total) {
+    StorePart{stream}(0, row_tile, 0, cta.lane(), total);
+  });
 }
 
 }  // namespace kilotok

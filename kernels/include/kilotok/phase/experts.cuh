@@ -15,6 +15,22 @@ namespace kilotok {
 // multiply those.
 __device__ __forceinline__ int first_entries(int count) { return count / 2; }
 
+// Whether rows for down may come to the scratch memory while gate and up are multiplied. The sums
+// of their units then lie in the two places of down's products. Where the epilogue loads biases, it
+// takes longer for a unit and needs more places.
+template <int KIND>
+constexpr bool SUMS_APART = !Moe<KIND>::HAS_ALL_ROWS && !FEED_FORWARDS[KIND].bias;
+
+// The sums of the unit of a stage, `[warps][lanes]`.
+template <class Stream>
+__device__ __forceinline__ float4* unit_sums(Stream& stream, int stage) {
+  if constexpr (PRODUCTS_APART)
+    return stream.products[stage % 2];
+  else
+    return reinterpret_cast<float4*>(stage % 2 == 0 ? stream.part[TILE_TOKENS]
+                                                    : stream.residual[TILE_TOKENS]);
+}
+
 // An epilogue warp: signals that it has written its part of the first entries' rows.
 __device__ __forceinline__ void count_first_rows(const Cta& cta) {
   __syncwarp();
@@ -26,6 +42,20 @@ __device__ __forceinline__ void count_first_rows(const Cta& cta) {
 __device__ __forceinline__ void wait_first_rows(const Cta& cta, uint32_t count) {
   cta.wait_count(Waits::Operand, Counter::FirstRows, count * (GRID * EPILOGUE_WARPS));
   ptx::other_proxy_fence();
+}
+
+// Producer: whether they have.
+__device__ __forceinline__ bool are_first_rows_there(const Cta& cta, uint32_t count) {
+  const uint32_t seen = ptx::load_acquire(cta.counter(Counter::FirstRows));
+  if (static_cast<int32_t>(seen - count * (GRID * EPILOGUE_WARPS)) < 0) return false;
+  ptx::other_proxy_fence();
+  return true;
+}
+
+// Epilogue: signals that this CTA has written all its rows.
+__device__ __forceinline__ void count_rows_written(const Cta& cta) {
+  ptx::sync_threads<EPILOGUE_WARPS * 32>(EPILOGUE_BARRIER);
+  if (cta.warp() == CONSUMER_WARPS + 1 && cta.lane() == 0) cta.count(Counter::Operands);
 }
 
 // Producer: waits until all CTAs have written the operand, which is the launch's `count`th.
@@ -106,26 +136,40 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
 
 // Consumers: multiply gate and up of all experts. `prepare()` is called when the operand is held.
 template <int KIND, class Prepare>
-__device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums, Prepare prepare) {
+__device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
+                                        StreamMemory& stream, Prepare prepare) {
   using N = Moe<KIND>;
   using M = typename N::GateUp;
+  const auto push = [&](const float(&v)[4], int unit) {
+    if constexpr (SUMS_APART<KIND>) {
+      sums.wait_released<1>();
+      if (cta.thread() == 0) sums.memory.units[sums.stage] = unit;
+      if (unit != NO_UNIT)
+        unit_sums(stream, sums.stage)[cta.warp() * 32 + cta.lane()] =
+            make_float4(v[0], v[1], v[2], v[3]);
+      sums.written(cta);
+    } else {
+      sums.push(cta, v, unit);
+    }
+  };
   const auto each_unit = [&](const auto& multiplier) {
     prepare();
 #pragma unroll 1
     for (int unit = ring.wait_unit(); unit != NO_UNIT; unit = ring.wait_unit()) {
       float acc[1][4] = {};
       multiplier.unit(cta, ring, acc);
-      sums.push(cta, acc[0], unit);
+      push(acc[0], unit);
     }
-    if constexpr (N::HAS_ALL_ROWS) ring.release(cta.lane());
+    if constexpr (N::HAS_ALL_ROWS || SUMS_APART<KIND>) ring.release(cta.lane());
     const float nothing[4] = {};
-    sums.push(cta, nothing, NO_UNIT);
+    push(nothing, NO_UNIT);
   };
   using Multiply = Multiplier<M, IS_HELD<M>>;
   if constexpr (N::OPERAND_IN_PAGES)
     each_unit(Multiply(cta, ring));
   else
     each_unit(Multiply(cta, cta.memory.normed, NORMED_BYTES, [](int column) { return column; }));
+  if constexpr (SUMS_APART<KIND>) return;
   sums.drain(cta);
   // After this the producer may copy rows to where the sums were.
   if constexpr (!N::HAS_ALL_ROWS) ring.release(cta.lane());
@@ -134,7 +178,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums, 
 // Epilogue: writes the activated values times the expert's weight.
 template <int KIND>
 __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
-                                                 const StreamMemory& stream, const Routes& routes,
+                                                 StreamMemory& stream, const Routes& routes,
                                                  uint64_t biases, int token_count) {
   using N = Moe<KIND>;
   using M = typename N::GateUp;
@@ -148,7 +192,13 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
       counts = false;
     }
     if (unit == NO_UNIT) break;
-    sums.reduce<M>(cta, [&](int, int, int lane, const float4& v) {
+    const auto reduce = [&](auto use) {
+      if constexpr (SUMS_APART<KIND>)
+        sums.reduce_from<M>(cta, unit_sums(stream, sums.stage), use);
+      else
+        sums.reduce<M>(cta, use);
+    };
+    reduce([&](int, int, int lane, const float4& v) {
       const uint32_t number = unit;
       const int entry = number / M::UNITS, row = number % M::UNITS * 8 + lane / 4;
       if (row >= N::F.width) return;
@@ -170,8 +220,9 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
     });
   }
   // The producer may copy rows to where the sums were.
-  if constexpr (!N::HAS_ALL_ROWS) ptx::reads_before_copies();
+  if constexpr (!N::HAS_ALL_ROWS && !SUMS_APART<KIND>) ptx::reads_before_copies();
   sums.release(cta);
+  if (SUMS_APART<KIND> && rows_in_ring<KIND>(token_count)) count_rows_written(cta);
 }
 
 }  // namespace kilotok

@@ -160,6 +160,30 @@ __device__ __forceinline__ bool rows_in_ring(int token_count) {
     return token_count > 1 || !SortedRows<KIND>::HAS_TOKEN;
 }
 
+// Rows of one tile of tokens, sorted by expert. Those that come through the ring are copied to the
+// scratch memory, a third of which belongs to each page.
+template <int KIND>
+struct TileRows {
+  using R = SortedRows<KIND>;
+  using M = typename R::M;
+  using Routes = kilotok::Routes;
+  static constexpr bool IN_PAGE = false;
+  static constexpr int ROW_BYTES = R::RUN_BYTES, BYTES = SCRATCH_BYTES / PAGE_COUNT;
+  static_assert(TILE_TOKENS * ROW_BYTES <= BYTES && BYTES % 16 == 0, "any expert's have room");
+  // Steps for which the rows of an expert have room, even if all tokens have chosen it.
+  static constexpr int STEPS = BYTES / (TILE_TOKENS * ROW_BYTES);
+
+  static __device__ __forceinline__ bool in_ring(int token_count) {
+    return rows_in_ring<KIND>(token_count);
+  }
+  static __device__ __forceinline__ const char* run(const Memory& memory, int step, int row) {
+    return R::run(memory, step, row);
+  }
+  static __device__ __forceinline__ int first_row(const Routes& routes, int entry) {
+    return routes.sorted.first_rows[entry];
+  }
+};
+
 // The routes of one tile of tokens, with the places of their rows. The experts and their number are
 // visible to all consumers; `complete_routes` follows.
 template <int KIND, bool POLLED, class Note>

@@ -83,6 +83,48 @@ struct PublishProjected {
   }
 };
 
+// Whether the epilogue adds products to the stream, in the target's layers. Otherwise consumers do,
+// after an all-reduce or where several tiles of tokens leave the epilogue nothing to do.
+template <bool DRAFT, int TILES>
+constexpr bool EPILOGUE_ADDS = RANKS == 1 && TILES == 1 && !DRAFT;
+
+// Epilogue of an owner: adds products of the output projection to the stream.
+template <int KIND>
+struct AddOutput {
+  const Cta& cta;
+  StreamMemory& stream;
+  SumMemory& sums;
+  EpilogueNorm& norm;
+  const float* biases;
+  int token_count;
+
+  __device__ __forceinline__ float2 ahead(int unit, int row_tile, int, int lane) const {
+    return load_biases<KIND>(biases, unit * OWNER_TILES + smaller(row_tile, OWNER_TILES - 1),
+                             lane / 4);
+  }
+  __device__ __forceinline__ void store(int, int row_tile, int, int, const float4& v,
+                                        const float2& bias) const {
+    if constexpr (ATTENTIONS[KIND].bias)
+      norm.add(cta, stream, sums, row_tile,
+               make_float4(v.x + bias.x, v.y + bias.x, v.z + bias.y, v.w + bias.y), token_count);
+    else
+      norm.add(cta, stream, sums, row_tile, v, token_count);
+  }
+};
+
+// Epilogue of an owner: adds a dense network's products to the stream.
+struct AddPart {
+  const Cta& cta;
+  StreamMemory& stream;
+  SumMemory& sums;
+  EpilogueNorm& norm;
+  int token_count;
+
+  __device__ __forceinline__ void operator()(int, int row_tile, int, int, const float4& v) const {
+    norm.add(cta, stream, sums, row_tile, v, token_count);
+  }
+};
+
 // Consumers and epilogue: store an owner's products of the output projection and its biases, which
 // are zeros on all ranks but the first.
 template <int KIND>

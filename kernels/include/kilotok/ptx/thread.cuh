@@ -32,7 +32,7 @@ __device__ __forceinline__ void sync_threads() {
   asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
 }
 
-// A barrier of COUNT threads, the same for each number below 12.
+// A barrier of COUNT threads, the same for each number below 14.
 template <int COUNT>
 __device__ __forceinline__ void sync_threads(int number) {
   asm volatile("bar.sync %0, %1;" ::"r"(number + 2), "n"(COUNT) : "memory");
