@@ -75,12 +75,13 @@ __device__ __forceinline__ PolledRms polled_rms(W& w, int turn) {
 
 // Attention from the norm's operand to the part that is added to the stream.
 template <int KIND>
-__device__ __forceinline__ void attend_one(Warp& w, const LayerMemory& layer, int turn) {
+__device__ __forceinline__ void attend_one(Warp& w, const LayerMemory& layer, uint32_t places,
+                                           int turn) {
   Cta& cta = w.cta;
   if constexpr (STREAMED<KIND>)
     w.with_pipeline([&](Ring& ring, Sums& sums) {
       attend_chunks_of_one<KIND>(cta, ring, layer, w.batch(), chunks_of_one<KIND>(w.shared.pairs),
-                                 sums.memory, turn);
+                                 places, sums.memory, turn);
     });
   else
     attend_window<KIND>(cta, layer, w.batch(), w.shared.sums, 1,
@@ -116,6 +117,12 @@ __device__ __forceinline__ void reset_layer(W& w, int index) {
 template <class W>
 __device__ __forceinline__ void attention_one(W& w, const LayerMemory& layer, int turn) {
   Cta& cta = w.cta;
+  uint32_t places = 0;
+  with_kind<0, Target::ATTENTION_END>(layer.attention, [&](auto kind) {
+    constexpr int A = decltype(kind)::value;
+    if constexpr (STREAMED<A>)
+      places = first_places<A>(cta, layer, w.batch(), chunks_of_one<A>(w.shared.pairs));
+  });
   with_matrix<ProjectionOf, 0, Target::ATTENTION_END>(layer.attention, [&](auto kind) {
     using M = QkvMatrix<decltype(kind)::value>;
     w.with_pipeline([&](Ring& ring, Sums& sums) {
@@ -126,7 +133,7 @@ __device__ __forceinline__ void attention_one(W& w, const LayerMemory& layer, in
   cta.stamp(Stamp::Project);
   cta.arrive_grid();
   with_kind<0, Target::ATTENTION_END>(layer.attention, [&](auto kind) {
-    attend_one<decltype(kind)::value>(w, layer, turn);
+    attend_one<decltype(kind)::value>(w, layer, places, turn);
   });
   if (is_owner(cta))
     begin_rms_norm(cta, w.stream(), Reader::FeedForward, layer.post_norm,

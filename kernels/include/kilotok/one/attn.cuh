@@ -495,24 +495,41 @@ __device__ __forceinline__ void attend_chunk(Cta& cta, Ring& ring, const LayerMe
   tile.keep(cta.memory, turn, s.kv_head * T::GROUP, s.chunk);
 }
 
-// Consumers: this CTA's chunks, which its warps share. Begins between the halves of a grid barrier.
+// The chunks of a warp, if warps attend chunks of their own.
 template <int KIND>
-__device__ __forceinline__ void attend_warp_chunks(Cta& cta, Ring& ring, const LayerMemory& layer,
-                                                   const HeldBatch& batch,
-                                                   const OneTokenChunks& chunks,
-                                                   SumMemory& sums, int turn) {
-  using T = HeadTiles<KIND>;
+__device__ __forceinline__ DecodeCursor<KIND, BatchDecodeRows> warp_chunks(
+    const Cta& cta, const OneTokenChunks& chunks) {
   constexpr uint32_t WARPS = DECODERS<KIND>;
   const uint32_t warp = min(static_cast<uint32_t>(cta.warp()), WARPS - 1);
   const uint32_t begin = chunks.count * warp / WARPS, end = chunks.count * (warp + 1) / WARPS;
   const uint32_t unit = chunks.kv_head * chunks.chunks + chunks.chunk + begin;
   const uint32_t chunk = unit % chunks.chunks;
-  const DecodeCursor<KIND, BatchDecodeRows> at = {
-      cta.warp() == warp ? end - begin : 0, 0, static_cast<int>(unit / chunks.chunks), chunk,
-      chunk * chunks.chunk_keys};
+  return {cta.warp() == warp ? end - begin : 0, 0, static_cast<int>(unit / chunks.chunks), chunk,
+          chunk * chunks.chunk_keys};
+}
+
+// Consumers: where the first keys of a warp's chunks are, in each lane those of a group. They are
+// looked up before the projections, which hide the latency.
+template <int KIND>
+__device__ __forceinline__ uint32_t first_places(const Cta& cta, const LayerMemory& layer,
+                                                 const HeldBatch& batch,
+                                                 const OneTokenChunks& chunks) {
+  if constexpr (HAS_WARP_CHUNKS<KIND>)
+    if (has_warp_chunks<KIND>(chunks))
+      return warp_chunks<KIND>(cta, chunks).places({cta.memory, layer, batch}, cta.lane());
+  return 0;
+}
+
+// Consumers: this CTA's chunks, which its warps share. Begins between the halves of a grid barrier.
+template <int KIND>
+__device__ __forceinline__ void attend_warp_chunks(Cta& cta, Ring& ring, const LayerMemory& layer,
+                                                   const HeldBatch& batch,
+                                                   const OneTokenChunks& chunks,
+                                                   uint32_t places, SumMemory& sums, int turn) {
+  using T = HeadTiles<KIND>;
   PendingBarrier barrier = {false};
   attend_own_chunks<KIND>(
-      cta, ring, {cta.memory, layer, batch}, at,
+      cta, ring, {cta.memory, layer, batch}, warp_chunks<KIND>(cta, chunks), places,
       reinterpret_cast<StreamScratch<KIND>&>(sums.scratch), [&] { barrier.wait(cta); },
       [&](auto& tile, const auto& from) {
         tile.template load_queries<false>(cta, 0, from.kv_head);
@@ -529,14 +546,14 @@ __device__ __forceinline__ void attend_chunks_of_one(Cta& cta, Ring& ring,
                                                      const LayerMemory& layer,
                                                      const HeldBatch& batch,
                                                      const OneTokenChunks& chunks,
-                                                     SumMemory& sums, int turn) {
+                                                     uint32_t places, SumMemory& sums, int turn) {
   using T = HeadTiles<KIND>;
   constexpr Attention A = ATTENTIONS[KIND];
   static_assert(sizeof(OneScratch<KIND>) <= SCRATCH_BYTES, "there is room");
   static_assert(T::COUNT == 1, "a K/V head has one tile");
   if constexpr (HAS_WARP_CHUNKS<KIND>)
     if (has_warp_chunks<KIND>(chunks))
-      return attend_warp_chunks<KIND>(cta, ring, layer, batch, chunks, sums, turn);
+      return attend_warp_chunks<KIND>(cta, ring, layer, batch, chunks, places, sums, turn);
   auto& scratch = reinterpret_cast<OneScratch<KIND>&>(sums.scratch);
   OneTile<KIND> tile(cta, scratch);
   if constexpr (A.paired) {

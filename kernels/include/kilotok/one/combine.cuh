@@ -12,20 +12,52 @@ struct OneCombineScratch : CombineScratch {
 };
 static_assert(sizeof(OneCombineScratch) <= SCRATCH_BYTES, "there is room");
 
-// Consumers: copy what parts are relative to into shared memory, and reset it.
-__device__ __forceinline__ void poll_softmax(const Cta& cta, Softmax* from, Softmax* to,
-                                             int count) {
+// Parts that are combined at a time, and the loads of values that a thread polls together: one
+// round trip to L2 for 96 parts of 64 dimensions.
+template <int KIND>
+constexpr int ONE_PARTS = PARTS_AT_ONCE * COMBINE_DIMS / ATTENTIONS[KIND].v_dim;
+constexpr int PART_LOADS = 4;
+
+// Consumers: copy the values of parts `first` to `first + here - 1` of a head into shared memory,
+// and of all `count` parts what they are relative to. Both are polled for and reset.
+template <int KIND>
+__device__ __forceinline__ void poll_parts(const Cta& cta, const Parts<KIND>& parts, int first,
+                                           int here, int count, OneCombineScratch& scratch) {
   static_assert(ATTENTION_PARTS_MAX <= CONSUMERS, "a thread for each part");
-  if (cta.warp() * 32 >= count) return;
-  // Lanes without a part have the last one.
-  const int own = smaller(cta.thread(), count - 1);
-  uint2 words;
-  poll<true>([&] {
-    words = ptx::load_l2_pair(from + own);
-    return is_published(words.x) && is_published(words.y);
-  });
-  to[own] = {__uint_as_float(words.x), __uint_as_float(words.y)};
-  ptx::store_l2_pair(from + own, make_uint2(EMPTY, EMPTY));
+  constexpr int FOURS = ATTENTIONS[KIND].v_dim / 4;
+  const int all = here * FOURS;
+  uint4* from = reinterpret_cast<uint4*>(parts.values) + first * FOURS;
+  uint4* to = reinterpret_cast<uint4*>(scratch.values);
+  Softmax* relative = parts.softmax + cta.thread();
+  const bool has_part = first == 0 && cta.thread() < count;
+  uint2 words = {};
+#pragma unroll 1
+  for (int i = cta.thread(); i < align_up(all, 32); i += PART_LOADS * CONSUMERS) {
+    uint4 v[PART_LOADS] = {};
+    poll<true>([&] {
+      bool there = true;
+#pragma unroll
+      for (int k = 0; k < PART_LOADS; k++)
+        if (i + k * CONSUMERS < all)
+          v[k] = ptx::load_l2(static_cast<const void*>(from + i + k * CONSUMERS));
+      if (has_part) words = ptx::load_l2_pair(relative);
+#pragma unroll
+      for (int k = 0; k < PART_LOADS; k++)
+        there = there && is_published(v[k].x) && is_published(v[k].y) && is_published(v[k].z) &&
+                is_published(v[k].w);
+      return there && is_published(words.x) && is_published(words.y);
+    });
+#pragma unroll
+    for (int k = 0; k < PART_LOADS; k++) {
+      if (i + k * CONSUMERS >= all) break;
+      to[i + k * CONSUMERS] = v[k];
+      ptx::store_l2(static_cast<void*>(from + i + k * CONSUMERS),
+                    make_uint4(EMPTY, EMPTY, EMPTY, EMPTY));
+    }
+  }
+  if (!has_part) return;
+  scratch.softmax[cta.thread()] = {__uint_as_float(words.x), __uint_as_float(words.y)};
+  ptx::store_l2_pair(relative, make_uint2(EMPTY, EMPTY));
 }
 
 // Consumers: a head. As `combine_together`.
@@ -33,39 +65,26 @@ template <int KIND>
 __device__ __forceinline__ void combine_head(const Cta& cta, OneCombineScratch& scratch,
                                              const float* sinks, int head, int count, int turn) {
   constexpr Attention A = ATTENTIONS[KIND];
-  constexpr int FOURS = A.v_dim / 4;
   static_assert(A.v_dim <= COMBINE_DIMS, "a thread for each dimension");
   const Parts<KIND> parts(cta.memory, turn, head);
   const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
   const int dim = cta.thread();
   float total = 0, sum = 0;
 #pragma unroll 1
-  for (int first = 0; first < count; first += PARTS_AT_ONCE) {
-    const int here = smaller(count - first, PARTS_AT_ONCE);
-#pragma unroll 1
-    for (int i = cta.thread(); i < align_up(here * FOURS, 32); i += CONSUMERS) {
-      // Lanes beyond the last value have the last one.
-      const int own = smaller(i, here * FOURS - 1);
-      float* from = parts.values + (first + own / FOURS) * A.v_dim + own % FOURS * 4;
-      uint4 v;
-      poll<true>([&] {
-        v = ptx::load_l2(static_cast<const void*>(from));
-        return is_published(v.x) && is_published(v.y) && is_published(v.z) && is_published(v.w);
-      });
-      *reinterpret_cast<uint4*>(&scratch.values[own / FOURS][own % FOURS * 4]) = v;
-      ptx::store_l2(static_cast<void*>(from), make_uint4(EMPTY, EMPTY, EMPTY, EMPTY));
-    }
-    if (first == 0) {
-      poll_softmax(cta, parts.softmax, scratch.softmax, count);
-      cta.sync();
-      weigh_parts(cta, scratch, scratch.softmax, count);
-    }
+  for (int first = 0; first < count; first += ONE_PARTS<KIND>) {
+    const int here = smaller(count - first, ONE_PARTS<KIND>);
+    poll_parts<KIND>(cta, parts, first, here, count, scratch);
     cta.sync();
+    if (first == 0) {
+      weigh_parts(cta, scratch, scratch.softmax, count);
+      cta.sync();
+    }
+    const float* values = scratch.values[0];
     if (dim < A.v_dim)
 #pragma unroll 8
       for (int i = 0; i < here; i++) {
         const float4 w = scratch.weights[first + i];
-        add_part(total, w.x, w.y, scratch.values[i][dim]);
+        add_part(total, w.x, w.y, values[i * A.v_dim + dim]);
         add_part(sum, w.x, w.y, w.z);
       }
     if (first + here < count) cta.sync();

@@ -50,6 +50,14 @@ struct DecodeCursor {
     return min(first + RUN_KEYS, chunk_end(of));
   }
 
+  // Of the run's keys, the place of group i in lane i.
+  __device__ __forceinline__ uint32_t places(const Rows& of, int lane) const {
+    if (left == 0) return 0;
+    const uint32_t last_group = (end(of) - 1) / GROUP_KEYS * GROUP_KEYS;
+    return cache_index<KIND>(of.pages(), of.row(row).pages_at[ATTENTIONS[KIND].page_group],
+                             min(first + lane * GROUP_KEYS, last_group), kv_head);
+  }
+
   // To the next run. HEADS: what `left` counts.
   template <bool HEADS>
   __device__ __forceinline__ void next(const Rows& of) {
@@ -134,20 +142,21 @@ struct DecodeCopies {
   // all slots.
   int oldest = 0;
   uint32_t parity = 1;
-  // The run that comes after the one that is copied, and, in lane i, the place of its group i of
-  // keys: looked up early, since pages are found through a table in memory.
+  // The run that comes after the one that is copied, and its places: looked up early, since pages
+  // are found through a table in memory.
   DecodeCursor<KIND, Rows> ahead;
-  uint32_t ahead_places = 0;
+  uint32_t ahead_places;
   // What is left of the run that is copied, the places of its groups, and the next group.
   uint32_t first = 0, end = 0, places = 0;
   int group = 0;
   // Keys before this position were there before the step.
   uint32_t old_end = 0;
 
+  // `first_places` are those of the first run.
   __device__ __forceinline__ DecodeCopies(const Rows& rows, uint32_t to, uint32_t barriers,
-                                          const DecodeCursor<KIND, Rows>& begin, int lane)
-      : of(rows), slots(to), arrived(barriers), ahead(begin) {
-    look_up(lane);
+                                          const DecodeCursor<KIND, Rows>& begin,
+                                          uint32_t first_places, int lane)
+      : of(rows), slots(to), arrived(barriers), ahead(begin), ahead_places(first_places) {
     if (lane < SLOTS) ptx::mbarrier_init(arrived + 8 * lane, 1);
     ptx::mbarrier_init_fence();
     next_run(lane);
@@ -184,14 +193,6 @@ struct DecodeCopies {
   }
 
  private:
-  __device__ __forceinline__ void look_up(int lane) {
-    if (ahead.left == 0) return;
-    const uint32_t last = (ahead.end(of) - 1) / GROUP_KEYS * GROUP_KEYS;
-    ahead_places = cache_index<KIND>(
-        of.pages(), of.row(ahead.row).pages_at[ATTENTIONS[KIND].page_group],
-        min(ahead.first + lane * GROUP_KEYS, last), ahead.kv_head);
-  }
-
   __device__ __forceinline__ void next_run(int lane) {
     group = 0;
     places = ahead_places;
@@ -200,7 +201,7 @@ struct DecodeCopies {
     if (ahead.left == 0) return;
     old_end = of.row(ahead.row).start;
     ahead.template next<HEADS>(of);
-    look_up(lane);
+    ahead_places = ahead.places(of, lane);
   }
 
   __device__ __forceinline__ void copy(Copied what, int lane) {
@@ -270,13 +271,14 @@ template <int KIND>
 constexpr uint32_t DECODERS = DECODE_WARPS<KIND> * PAGE_COUNT;
 
 // Consumers: each of the first DECODERS warps attends its chunks, from `at` on; others have none.
-// `ready()` returns when the keys, the values and the queries of the step are there. Warps then
-// call `load(tile, at)` at each K/V head and `keep(tile, at)` at the end of each chunk.
+// `places` are those of the first run. `ready()` returns when the keys, the values and the queries
+// of the step are there. Warps then call `load(tile, at)` at each K/V head and `keep(tile, at)` at
+// the end of each chunk.
 template <int KIND, class Ready, class Load, class Keep>
 __device__ __forceinline__ void attend_own_chunks(Cta& cta, Ring& ring, const BatchDecodeRows& of,
                                                   DecodeCursor<KIND, BatchDecodeRows> at,
-                                                  StreamScratch<KIND>& shared, Ready ready,
-                                                  Load load, Keep keep) {
+                                                  uint32_t places, StreamScratch<KIND>& shared,
+                                                  Ready ready, Load load, Keep keep) {
   constexpr uint32_t IN_PAGE = DECODE_WARPS<KIND>;
   constexpr int SLOTS = DECODE_SLOTS<KIND, PAGE_BYTES / IN_PAGE>;
   const uint32_t warp = min(static_cast<uint32_t>(cta.warp()), DECODERS<KIND> - 1);
@@ -291,7 +293,7 @@ __device__ __forceinline__ void attend_own_chunks(Cta& cta, Ring& ring, const Ba
   }
   slots += warp % IN_PAGE * SLOTS * SLOT_BYTES<KIND>;
   DecodeCopies<KIND, BatchDecodeRows, SLOTS, false> copies(
-      of, slots, ptx::shared_address(shared.arrived[cta.warp()]), at, lane);
+      of, slots, ptx::shared_address(shared.arrived[cta.warp()]), at, places, lane);
   const bool early = copies.is_early();
   if (early) copies.fill(lane);
   ready();
@@ -331,7 +333,8 @@ __device__ __forceinline__ void attend_decode(Cta& cta, Ring& ring, const LayerM
   const auto at = find_chunks<KIND>(of, batch.counts.row_count, ptx::opaque(cta.lane()), begin,
                                     cta.warp() == warp ? end - begin : 0);
   attend_own_chunks<KIND>(
-      cta, ring, of, at, shared, [&] { barrier.wait(cta); },
+      cta, ring, of, at, at.places(of, ptx::opaque(cta.lane())), shared,
+      [&] { barrier.wait(cta); },
       [&](auto& tile, const auto& from) {
         tile.template load_queries<false>(cta, of.row(from.row).first, from.kv_head);
       },

@@ -122,7 +122,7 @@ __device__ __forceinline__ void attend_users(DecodeShared<KIND>& shared, const A
                                            static_cast<int>(begin % KV_HEADS), 0, 0};
   DecodeCopies<KIND, StepDecodeRows, S::SLOTS, true> copies(
       of, ptx::shared_address(shared.slots[warp]), ptx::shared_address(shared.arrived[warp]), at,
-      lane);
+      at.places(of, lane), lane);
   copies.fill(lane);
   StreamedTile<KIND> tile = {};
   tile.shared_queries = ptx::shared_address(shared.queries[warp]) + lane * 16;
