@@ -25,12 +25,7 @@ struct DownTurns {
 
   template <class Stream>
   static __device__ __forceinline__ float4* place(Stream& stream, const Sums& sums, int i) {
-    const int which = OWN == 1 ? sums.stage % 2 : i;
-    if constexpr (PRODUCTS_APART)
-      return stream.products[which];
-    else
-      return reinterpret_cast<float4*>(which == 0 ? stream.part[TILE_TOKENS]
-                                                  : stream.residual[TILE_TOKENS]);
+    return product_place(stream, OWN == 1 ? sums.stage % 2 : i);
   }
 
   // Consumers: writes a warp's products to the next free buffer, rounded.

@@ -21,14 +21,15 @@ __device__ __forceinline__ int first_entries(int count) { return count / 2; }
 template <int KIND>
 constexpr bool SUMS_APART = !Moe<KIND>::HAS_ALL_ROWS && !FEED_FORWARDS[KIND].bias;
 
-// The sums of the unit of a stage, `[warps][lanes]`.
+// One of two places for products, `[warps][lanes]` each: those of down, and the sums of a unit of
+// gate and up.
 template <class Stream>
-__device__ __forceinline__ float4* unit_sums(Stream& stream, int stage) {
+__device__ __forceinline__ float4* product_place(Stream& stream, int which) {
   if constexpr (PRODUCTS_APART)
-    return stream.products[stage % 2];
+    return stream.products[which];
   else
-    return reinterpret_cast<float4*>(stage % 2 == 0 ? stream.part[TILE_TOKENS]
-                                                    : stream.residual[TILE_TOKENS]);
+    return reinterpret_cast<float4*>(which == 0 ? stream.part[TILE_TOKENS]
+                                                : stream.residual[TILE_TOKENS]);
 }
 
 // An epilogue warp: signals that it has written its part of the first entries' rows.
@@ -145,7 +146,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
       sums.wait_released<1>();
       if (cta.thread() == 0) sums.memory.units[sums.stage] = unit;
       if (unit != NO_UNIT)
-        unit_sums(stream, sums.stage)[cta.warp() * 32 + cta.lane()] =
+        product_place(stream, sums.stage % 2)[cta.warp() * 32 + cta.lane()] =
             make_float4(v[0], v[1], v[2], v[3]);
       sums.written(cta);
     } else {
@@ -194,7 +195,7 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
     if (unit == NO_UNIT) break;
     const auto reduce = [&](auto use) {
       if constexpr (SUMS_APART<KIND>)
-        sums.reduce_from<M>(cta, unit_sums(stream, sums.stage), use);
+        sums.reduce_from<M>(cta, product_place(stream, sums.stage % 2), use);
       else
         sums.reduce<M>(cta, use);
     };
