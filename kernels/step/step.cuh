@@ -18,12 +18,8 @@ namespace kilotok {
 template <bool DRAFT>
 __device__ __forceinline__ void begin_rms_norm_before(const Cta& cta, Shared& shared, int index,
                                                   uint32_t tap) {
-  const Memory& memory = cta.memory;
-  const LayerMemory& layer = shared.layers[index % 2];
-  const bool last = index == Part<DRAFT>::LAYER_COUNT;
-  begin_rms_norm(cta, shared.stream, Reader::Projection,
-             !last ? layer.input_norm : DRAFT ? memory.draft_norm : memory.final_norm,
-             last ? 1.0f : projection_scale(layer.attention), tap);
+  const auto norm = Part<DRAFT>::norm_before(cta.memory, shared.layers[index % 2], index);
+  begin_rms_norm(cta, shared.stream, Reader::Projection, norm.weights, norm.scale, tap);
 }
 
 // The epilogue of the projections of a layer of this kind. `held` is read when there are products.
@@ -441,12 +437,10 @@ __device__ __forceinline__ EpilogueNorm norm_after_network(Warp& w, const LayerM
                                                            int index) {
   using P = Part<DRAFT>;
   const Memory& memory = w.cta.memory;
-  const bool last = index + 1 == P::LAYER_COUNT;
-  const LayerMemory& next = P::layer(memory, last ? index : index + 1);
+  const LayerMemory& next = P::layer(memory, index + 1 == P::LAYER_COUNT ? index : index + 1);
+  const auto norm = P::norm_before(memory, next, index + 1);
   const bool polled = polls_projections<DRAFT, TILES>(w, index + 1);
-  return EpilogueNorm(w.cta, Reader::Projection,
-                      !last ? next.input_norm : DRAFT ? memory.draft_norm : memory.final_norm,
-                      last ? 1.0f : projection_scale(next.attention), layer.tap,
+  return EpilogueNorm(w.cta, Reader::Projection, norm.weights, norm.scale, layer.tap,
                       polled ? POLLED_ROW : 0);
 }
 

@@ -90,7 +90,21 @@ struct Part {
   }
   static __device__ __forceinline__ const LayerMemory& layer(const Memory& memory, int index) {
     return at<const LayerMemory>(DRAFT ? memory.draft_layers : memory.layers)[index];
-  }};
+  }
+
+  // The RMSNorm before layer `index`, or before the head when there is no such layer: the address
+  // of its weights, and the scale of the operand that it yields.
+  struct Norm {
+    uint64_t weights;
+    float scale;
+  };
+  static __device__ __forceinline__ Norm norm_before(const Memory& memory,
+                                                     const LayerMemory& layer, int index) {
+    const bool last = index == LAYER_COUNT;
+    return {!last ? layer.input_norm : DRAFT ? memory.draft_norm : memory.final_norm,
+            last ? 1.0f : projection_scale(layer.attention)};
+  }
+};
 
 // The state of a warp in a pass.
 struct Warp {
