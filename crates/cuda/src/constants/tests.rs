@@ -1,5 +1,5 @@
-//! The constants of three models, whose headers are committed, so that kernels can be compiled
-//! without a GPU or a checkpoint.
+//! The constants of the models whose headers are committed, so that kernels can be compiled without
+//! a GPU or a checkpoint.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,8 +18,9 @@ fn spec(folder: &str) -> ModelSpec {
 }
 
 /// The folder, and its expected header. Pages of 16 tokens are the default of `serve` and `bench`.
-/// The toy has few tokens, and smaller pages, so that it has many.
-fn examples() -> [(&'static str, String); 3] {
+/// The toy has few tokens, and smaller pages, so that it has many. The last two have a kernel for
+/// one token.
+fn examples() -> [(&'static str, String); 5] {
     let header = |spec: &ModelSpec, page_tokens| {
         Constants::new(spec, Launch { page_tokens, ..LAUNCH }).unwrap().header()
     };
@@ -27,6 +28,8 @@ fn examples() -> [(&'static str, String); 3] {
         ("toy_pro", header(&Toy::pro_fp4().spec(), 8)),
         ("demo", header(&spec("crates/demo/checkpoint"), 16)),
         ("slice", header(&spec("benches/models/slice"), 16)),
+        ("gpt_oss_20b", header(&spec("benches/models/gpt_oss_20b"), 16)),
+        ("qwen3_30b_fp8", header(&spec("benches/models/qwen3_30b_fp8"), 16)),
     ]
 }
 
