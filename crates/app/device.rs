@@ -15,7 +15,10 @@ use crate::output::progress_line;
 use crate::plan::{Room, StepBound, context_asked, step_tokens};
 
 /// Requests that run at once on a processor, unless the user sets their number. The cores compute
-/// rows one after the other, so more requests would only slow each of them down.
+/// rows one after the other, so more requests mostly slow each other down. A step of 8 tokens takes
+/// 2.8 times as long as one of a single token (`benches/results/cpu_step.md`), so 8 requests still
+/// gain from sharing it. With 256, others waited 0.6 s for one that wanted 128 replies, and the
+/// demo model did not start in 4 GiB.
 const CPU_SLOTS_USUAL: u32 = 8;
 /// Keys and values take at most the processor's free memory divided by this.
 const KV_SHARE: u64 = 4;
