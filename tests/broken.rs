@@ -123,8 +123,12 @@ fn breaks(rank_count: usize, how: fn(&mut CudaEngine), words: &str) {
     assert!(reason.contains(&rank) && reason.contains(words), "{reason}");
 }
 
-fn does_not_hear(rank_count: usize) {
-    breaks(rank_count, |engine| engine.deafen().unwrap(), "does not hear its doorbell");
+fn does_not_respond(rank_count: usize) {
+    breaks(
+        rank_count,
+        |engine| engine.disconnect_doorbell().unwrap(),
+        "does not respond to its doorbell",
+    );
 }
 
 fn stalls(rank_count: usize) {
@@ -149,14 +153,14 @@ fn one_of_two_dies() {
 
 #[test]
 #[ignore = "breaks the GPU for its process, see below"]
-fn one_does_not_hear() {
-    does_not_hear(1);
+fn one_does_not_respond() {
+    does_not_respond(1);
 }
 
 #[test]
 #[ignore = "breaks the GPU for its process, see below"]
-fn one_of_two_does_not_hear() {
-    does_not_hear(2);
+fn one_of_two_does_not_respond() {
+    does_not_respond(2);
 }
 
 #[test]
@@ -187,8 +191,8 @@ fn a_server_ends_with_a_gpu_that_dies() {
 }
 
 #[test]
-fn a_server_ends_with_a_rank_that_does_not_hear() {
-    run(["one_does_not_hear", "one_of_two_does_not_hear"]);
+fn a_server_ends_with_a_rank_that_does_not_respond() {
+    run(["one_does_not_respond", "one_of_two_does_not_respond"]);
 }
 
 #[test]

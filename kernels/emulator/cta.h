@@ -355,7 +355,7 @@ inline void note_read(const void* from) {
 inline void note_write(const void* to) {
   note(here->current->written, reinterpret_cast<uintptr_t>(to));
 }
-inline void forget_reads() { std::memset(here->current->read, 0, sizeof(Pieces)); }
+inline void clear_reads() { std::memset(here->current->read, 0, sizeof(Pieces)); }
 
 // The pieces of a run of bytes.
 inline void note_run(Pieces& pieces, const void* from, uint32_t bytes) {

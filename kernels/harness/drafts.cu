@@ -64,10 +64,10 @@ Row plain_row(int seed) {
 // The cases, repeated over the rows.
 const std::function<void(Row&)> CASES[] = {
     [](Row&) {},
-    // The last, the first.
+    // The largest logit is the last one, then the first one.
     [](Row& row) { row.back() = 9; },
     [](Row& row) { row[0] = 9; },
-    // Ties: neighbours, between threads, across ranks, all.
+    // Ties: between neighbours, between threads, across ranks (twice), between all.
     [](Row& row) { row[41] = row[42] = row[43] = 9; },
     [](Row& row) { row[VOCAB / 2 - 5] = row[7] = 9; },
     [](Row& row) { row[VOCAB / 2 - 1] = row[VOCAB / 2] = 9; },

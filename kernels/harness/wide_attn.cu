@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
       });
 }
 
-// What the narrow pass makes of the products of its tokens, which lie in `projected`.
+// The narrow pass's epilogue on the products in `projected`: it stores queries, keys and values.
 struct NarrowShared {
   HeldBatch batch;
   StreamMemory stream;

@@ -335,7 +335,7 @@ __device__ __forceinline__ void consume_layers(Warp& w) {
   }
 }
 
-// What the producer needs first of a layer, which it loads during the layer before.
+// The addresses that the producer needs first in a layer. It loads them during the layer before.
 struct FirstWeights {
   uint32_t attention;
   uint64_t qkv;
@@ -344,8 +344,8 @@ struct FirstWeights {
       : attention(layer.attention), qkv(layer.qkv) {}
 };
 
-// What it needs later. It loads that at once, before it waits for anything: a load takes 1 to 2 us,
-// and later all CTAs wait for weights that have this address.
+// The addresses that it needs later in the layer. It loads them at its beginning, before any wait:
+// a load takes 1 to 2 us, during which no weights could be requested later on.
 struct LayerWeights {
   uint32_t feed_forward;
   uint64_t output, router, gate_up, down;

@@ -10,7 +10,7 @@ use crate::{
     OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, Purpose,
     RANKS_MAX, RECENT_MAX, ReadMemory, Report, RowChoice, SEEN, SPAN_TOKENS, STAMPS_MAX,
     SampleMemory, SampleRow, Sampling, Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top,
-    VerifyMemory, WANTED_MAX, Waits, Wanted, WideMemory,
+    VerifyMemory, WANTED_MAX, Waits, Wanted, WideCollective, WideMemory,
 };
 
 /// Where the header lies, from the repository's root.
@@ -72,6 +72,7 @@ const ENUMS: &[(&str, &[(&str, u32)])] = &[
     ("ChoiceFault", ChoiceFault::VALUES),
     ("Waits", Waits::VALUES),
     ("Launch", Launch::VALUES),
+    ("WideCollective", WideCollective::VALUES),
     ("Stamp", Stamp::VALUES),
 ];
 

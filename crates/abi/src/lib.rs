@@ -24,7 +24,7 @@ pub use stamp::{STAMPS_MAX, Stamp, Stamped};
 pub use step::{
     Batch, BatchRow, BatchToken, COUNTER_BYTES, COUNTERS, GROUPS_MAX, LayerMemory, Memory,
     PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, RANKS_MAX, ReadMemory, SPAN_TOKENS,
-    Timestamps, WideMemory,
+    Timestamps, WideCollective, WideMemory,
 };
 
 use layout::{abi_constants, abi_struct};

@@ -1,7 +1,7 @@
 //! The arguments of a step's kernels on the GPU: the batch, and the addresses of everything else.
 //! Addresses are in the rank's own memory, unless a comment says otherwise.
 
-use crate::layout::abi_struct;
+use crate::layout::{abi_constants, abi_struct};
 
 /// The most ranks: the GPUs of a node.
 pub const RANKS_MAX: usize = 8;
@@ -16,6 +16,20 @@ pub const PLAN_CTA_BYTES: usize = 4096;
 pub const COUNTERS: usize = 4;
 /// Tokens of a span: the wide pass computes the drafter's context of whole spans of a step.
 pub const SPAN_TOKENS: usize = 128;
+
+abi_constants! {
+    /// The collectives of the wide pass on several ranks, each with flags of its own.
+    pub enum WideCollective {
+        /// A reduce-scatter: parts of tokens, to the tokens' owners.
+        Parts = 0,
+        /// An all-gather of what norms make of tokens: operands, 1 / rms and taps.
+        Norms = 1,
+        /// An all-gather of the chosen experts.
+        Choices = 2,
+        /// An all-gather of the tokens that need logits.
+        Wanted = 3,
+    }
+}
 
 abi_struct! {
     /// One token of a batch.
@@ -232,7 +246,7 @@ abi_struct! {
         pub expert_inner: u64,
         pub products: u64,
         /// With several ranks: the ranks' parts of this rank's tokens, BF16, and flags of
-        /// exchanges; see `kernels/include/kilotok/wide/ranks.cuh`.
+        /// each [`WideCollective`]; see `kernels/include/kilotok/wide/ranks.cuh`.
         pub received: u64,
         pub flags: u64,
         /// The spans of [`SPAN_TOKENS`] tokens of which the drafter's context is computed, by their
@@ -250,7 +264,7 @@ abi_struct! {
         /// columns of the experts' products that it adds: all or none.
         pub slice_first: u32,
         pub slice_count: u32,
-        /// If ranks exchange something in this launch, the number of the exchange in the step.
+        /// If this launch takes part in a collective, the number of the collective in the step.
         pub collective: u32,
         /// In kernels with stamps: the [`crate::Stamp`] that this launch makes when it begins, of
         /// the launch before it, and the stamp's place in `memory.trace`.

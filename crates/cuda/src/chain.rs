@@ -77,10 +77,13 @@ impl Shape {
         }
     }
 
-    /// The shape of the next chain, enqueued ahead: most steps are like the one before. It copies
-    /// as much of a plan as the last CTA can, which leaves room for up to 1,024 more page numbers.
-    /// The wide pass is never enqueued ahead: it has too many launches, and lasts too long for that
-    /// to matter. The step after it may be the first of a reply.
+    /// The shape of the chain to enqueue ahead, for the next step: that of this step, since most
+    /// steps are like the one before. The plan may grow until its last CTA has all the bytes that
+    /// it can copy, by up to 1,024 page numbers.
+    ///
+    /// A wide chain is never enqueued ahead: it has too many launches, and takes so long that it
+    /// would gain little. After a wide step a narrow chain is, since the next step may be the first
+    /// of a reply.
     pub(crate) fn ahead(&self, narrow: Narrow, upload_bytes_max: usize) -> Self {
         let upload_bytes = self.upload_bytes.next_multiple_of(PLAN_CTA_BYTES).min(upload_bytes_max);
         let target = match self.target {

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_compiler_the_newest_code_will_do_that_the_driver_loads() {
+    fn without_a_compiler_the_newest_loadable_code_is_used() {
         let folder = tempfile::tempdir().unwrap();
         let toolchain = Toolchain { cache: Some(folder.path().to_owned()), prefixes: Vec::new() };
         let [key, other] = [64, 65]
@@ -319,7 +319,7 @@ mod tests {
             let file = folder.path().join(format!("{key}-{build}.cubin"));
             keep(&file, build.as_bytes()).unwrap();
         }
-        // Another program's, damaged code, and what is none.
+        // None of these counts: code of another program, damaged code, and an unfinished file.
         keep(&folder.path().join(format!("{other}-13.9.9.cubin")), b"another").unwrap();
         fs::write(folder.path().join(format!("{key}-13.5.1.cubin")), "damaged").unwrap();
         fs::write(folder.path().join(format!("{key}.part")), "no code").unwrap();

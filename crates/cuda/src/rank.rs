@@ -431,7 +431,7 @@ impl Rank {
 
     /// The error for a rank that did not begin.
     pub(crate) fn unresponsive(&self) -> EngineError {
-        let reason = "does not hear its doorbell: what was started for a step did not begin";
+        let reason = "does not respond to its doorbell: the launches of a step did not begin";
         EngineError::Device { rank: self.index, reason: reason.to_owned() }
     }
 

@@ -70,7 +70,7 @@ mod tests {
     use crate::driver::now;
 
     #[test]
-    fn a_rank_that_does_not_begin_is_deaf_after_a_while() {
+    fn a_rank_that_does_not_begin_is_unresponsive_after_a_while() {
         let start = now();
         let mut watch = Watch::new(7, [(6, 6), (6, 6)].into_iter(), start);
         let after = |times: u32| start + ACKNOWLEDGE_MAX * times;

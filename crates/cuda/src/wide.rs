@@ -6,7 +6,7 @@
 use kilotok_abi::{
     BatchRow, BatchToken, CANDIDATES_MAX, ChoicePart, Judged, Memory, PARTS_MAX, Report,
     SPAN_TOKENS, SampleMemory, SampleRow, Stamp, TOPS_MAX, Top, VerifyMemory, WANTED_MAX, Wanted,
-    WideMemory,
+    WideCollective, WideMemory,
 };
 use kilotok_model::WeightFormat;
 
@@ -36,8 +36,6 @@ const SHORT_TOKENS: u32 = 16;
 /// `PANEL_COLUMNS` of `wide/products.cuh`.
 const PANEL_COLUMNS: usize = 64;
 const WORD: usize = size_of::<u32>();
-/// The number of kinds of exchanges between ranks, as in `wide/ranks.cuh`.
-const EXCHANGES: usize = 4;
 
 /// Row tiles and tokens of an item of `wide/gemm_few.cuh`.
 const FEW_ROW_TILES: usize = 4;
@@ -163,7 +161,7 @@ pub(crate) struct WideLaunch {
     pub(crate) kernel: WideKernel,
     pub(crate) layer: u32,
     pub(crate) slice: (u32, u32),
-    /// If ranks exchange something in it, the number of the exchange in the step. A launch that
+    /// If it takes part in a collective, the number of the collective in the step. A launch that
     /// sends parts has the number of the norm that adds them.
     pub(crate) collective: u32,
     /// Where the step's last tokens begin, if it computes these alone.
@@ -377,9 +375,9 @@ impl WideLayers {
     }
 }
 
-/// The number of the exchange between ranks in the norm before a layer. [`post_norm_number`] is
-/// that of its second norm and of the choice of experts. The exchanges of wanted tokens, one for
-/// each slice, are numbered from that of the last norm on; they have flags of their own.
+/// The number of the collectives in the norm before a layer. [`post_norm_number`] is that of its
+/// second norm and of the choice of experts. The all-gathers of wanted tokens, one for each slice,
+/// are numbered from that of the last norm on. Each [`WideCollective`] has flags of its own.
 fn input_norm_number(layer: u32) -> u32 {
     2 * layer + 1
 }
@@ -548,7 +546,7 @@ pub(crate) fn memory(
     // Received tokens: the parts of this rank's share of the tokens, from all ranks.
     let received = capacity.next_multiple_of(ranks);
     let of_ranks = |bytes| if ranks > 1 { bytes } else { 0 };
-    let flags = EXCHANGES * ranks * constants.launch.grid * WORD;
+    let flags = WideCollective::VALUES.len() * ranks * constants.launch.grid * WORD;
     WideMemory {
         head_batch,
         stream: take("stream", capacity * hidden * F32),

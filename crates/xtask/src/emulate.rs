@@ -47,8 +47,8 @@ const SHORT: [&str; 9] = [
     "few_random_plans",
 ];
 /// Tests beyond the engine's own: the doorbell, agreement of ranks, and engines that break, also
-/// below a server. They break by a rank that dies or does not hear its doorbell, but not by one
-/// that stalls, because waits of kernels take long here.
+/// below a server. They break by a rank that dies or does not respond to its doorbell, but not by
+/// one that stalls, because waits of kernels take long here.
 const SUITES: [(Program, &[&str]); 3] = [
     (SUITE, &SHORT),
     (
@@ -57,7 +57,7 @@ const SUITES: [(Program, &[&str]); 3] = [
     ),
     (
         Program { name: "broken", kind: "test", target: "broken" },
-        &["a_rank_that_does_not_hear", "a_gpu_that_dies"],
+        &["a_rank_that_does_not_respond", "a_gpu_that_dies"],
     ),
 ];
 

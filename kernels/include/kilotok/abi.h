@@ -83,6 +83,13 @@ enum class Launch : uint32_t {
   Wide = 5,
 };
 
+enum class WideCollective : uint32_t {
+  Parts = 0,
+  Norms = 1,
+  Choices = 2,
+  Wanted = 3,
+};
+
 enum class Stamp : uint32_t {
   Begun = 1,
   Ended = 2,

@@ -50,7 +50,7 @@ impl CudaEngine {
     ///
     /// # Errors
     /// There is no memory for that doorbell.
-    pub fn deafen(&mut self) -> Result<(), DriverError> {
+    pub fn disconnect_doorbell(&mut self) -> Result<(), DriverError> {
         if let Some(rank) = self.ranks.last_mut() {
             let devices = vec![rank.device.clone(); rank.index + 1];
             rank.doorbell = Doorbell::new(&devices)?;

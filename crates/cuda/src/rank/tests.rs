@@ -128,23 +128,23 @@ fn does_not_start(rank_count: usize) {
 }
 
 /// It waits for a doorbell that is never rung: others wait for it until they time out.
-fn does_not_hear(rank_count: usize) {
-    match broken(rank_count, TOKENS, |engine| engine.deafen().unwrap()) {
+fn does_not_respond(rank_count: usize) {
+    match broken(rank_count, TOKENS, |engine| engine.disconnect_doorbell().unwrap()) {
         EngineError::Device { rank, reason } => {
             assert_eq!(rank, rank_count - 1);
-            assert!(reason.contains("does not hear its doorbell"), "{reason}");
+            assert!(reason.contains("does not respond to its doorbell"), "{reason}");
         }
         other => panic!("{other}"),
     }
 }
 
-/// Other ranks wait in the wide pass for one that does not hear its doorbell.
+/// Other ranks wait in the wide pass for one that does not respond to its doorbell.
 fn is_lost_in_a_wide_step(rank_count: usize) {
     let wide = CudaOptions { wide_above: Some(FEW_TOKENS), ..options(rank_count) };
-    match break_engine(start(&wide), TOKENS, |engine| engine.deafen().unwrap()) {
+    match break_engine(start(&wide), TOKENS, |engine| engine.disconnect_doorbell().unwrap()) {
         EngineError::Device { rank, reason } => {
             assert_eq!(rank, rank_count - 1);
-            assert!(reason.contains("does not hear its doorbell"), "{reason}");
+            assert!(reason.contains("does not respond to its doorbell"), "{reason}");
         }
         other => panic!("{other}"),
     }
@@ -219,14 +219,14 @@ fn one_of_two_does_not_start() {
 
 #[test]
 #[ignore = "breaks the GPU for its process, see below"]
-fn one_does_not_hear() {
-    does_not_hear(1);
+fn one_does_not_respond() {
+    does_not_respond(1);
 }
 
 #[test]
 #[ignore = "breaks the GPU for its process, see below"]
-fn one_of_two_does_not_hear() {
-    does_not_hear(2);
+fn one_of_two_does_not_respond() {
+    does_not_respond(2);
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn one_of_two_does_not_end() {
 
 #[test]
 fn a_rank_that_does_not_start_hear_or_end_is_told_in_time_and_over_with_its_process() {
-    break_one_of(&["does_not_start", "does_not_hear", "does_not_end"]);
+    break_one_of(&["does_not_start", "does_not_respond", "does_not_end"]);
 }
 
 #[test]

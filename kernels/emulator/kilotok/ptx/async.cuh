@@ -61,7 +61,7 @@ inline void mbarrier_arrive_copied(uint32_t barrier) {
   mbarrier_arrive(barrier);
 }
 inline void reads_before_copies() {
-  emulator::forget_reads();
+  emulator::clear_reads();
   std::memset(emulator::here->current->written, 0, sizeof(emulator::Pieces));
 }
 inline void commit_copies() {}

@@ -24,7 +24,8 @@ template <int KIND>
 using KvMatrix =
     Matrix<ATTENTIONS[KIND].format, QkvRows<KIND>::COUNT - QkvRows<KIND>::KEY, HIDDEN, 1>;
 
-// All that the code of a projection depends on. Kinds of attention that agree in it share the code.
+// A type with every constant that the code of a projection depends on. Kinds of attention with
+// equal constants have the same type, and so share the code.
 template <Format F, int Q_HEADS, int KV_HEADS, int QK_DIM, int V_DIM, int ROPE_PAIRS, bool PAIRED,
           bool BIAS>
 struct Projection {};
@@ -37,7 +38,7 @@ using ProjectionOf =
 template <int KIND>
 using OutputMatrix = Matrix<ATTENTIONS[KIND].output_format, HIDDEN,
                             ATTENTIONS[KIND].q_heads * ATTENTIONS[KIND].v_dim, OWNER_TILES>;
-// All that the code of an output projection depends on.
+// The same for the code of an output projection.
 template <class M, bool BIAS>
 struct Output {};
 template <int KIND>
@@ -148,9 +149,9 @@ constexpr bool STREAMED =
 
 // One more for the draft's own rows.
 constexpr int ATTENTION_PARTS_MAX = CHUNKS_MAX + 1;
-// Partial results: by token, query head and chunk the weighted sum of values; after all of them,
-// for every 32 of its dimensions, two numbers to which the sum is relative (maximum and sum of
-// exponentials).
+// Partial results of attention: for each token, query head and chunk the weighted sum of values.
+// Behind all sums there are, for every 32 dimensions of each, the maximum of the scores and the sum
+// of their exponentials, by which partial results are combined.
 template <int KIND>
 constexpr int ATTENTION_PARTS = TOKENS_MAX * ATTENTIONS[KIND].q_heads * ATTENTION_PARTS_MAX;
 constexpr size_t ATTENTION_PARTS_BYTES =

@@ -82,7 +82,7 @@ __device__ __forceinline__ void produce_keys_of_one(const Cta& cta, Ring& ring,
                                                     const OneTokenChunks& chunks) {
   using P = KeyPage<KIND>;
   constexpr int COPIES = PAGE_KEYS / COPY_KEYS;
-  if (has_warp_chunks<KIND>(chunks)) return hand_over_pages(ring);
+  if (has_warp_chunks<KIND>(chunks)) return release_pages(ring);
   for_each_chunk(chunks, [&](const OneTokenRange& s) {
     const KeySource<KIND> source =
         KvCache(layer).template pages<KIND>(cta.memory, row, s.kv_head);

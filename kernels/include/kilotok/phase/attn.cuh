@@ -185,9 +185,9 @@ __device__ __forceinline__ void attend_chunks(Cta& cta, const KvCache& places,
 }
 
 // Combines the partial results that `attn` left, if there are any. Each head is combined by one
-// warp, or by a few. Begins between the halves of a grid barrier and ends between those of the next
-// one; if the results, of one token, are `polled` for, there is no next one. `meanwhile` is called
-// before the wait for other CTAs.
+// warp, or by a few. Begins after the CTA has arrived at a grid barrier, and waits for it. Ends
+// after the arrival at the next one, unless the results, of one token, are `polled` for.
+// `meanwhile` is called before the wait.
 template <int KIND, bool OWN, int WARPS, class Meanwhile>
 __device__ __forceinline__ void combine_chunks(Cta& cta, const LayerMemory& layer,
                                            const HeldBatch& batch, SumMemory& scratch,

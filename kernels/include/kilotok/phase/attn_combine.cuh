@@ -177,7 +177,7 @@ __device__ __forceinline__ void reset_attended(const Cta& cta) {
     *reinterpret_cast<uint16_t*>(row + operand_offset(i)) = EMPTY_HALF;
 }
 
-// One warp adds the `count` parts of a head, or of none.
+// One warp adds the `count` parts of a head. With a count of 0 it has no head.
 template <int KIND>
 __device__ __forceinline__ void combine_alone(const Cta& cta, const float* sinks, int token,
                                               int head, int count) {
@@ -239,8 +239,8 @@ __device__ __forceinline__ void weigh_parts(const Cta& cta, CombineScratch& scra
   if (first + 32 >= count && lane == 0) scratch.largest = largest;
 }
 
-// All consumers add the parts of one head, or of none, to `row` of the operand. They copy parts
-// into shared memory, where four warps add them, a dimension a lane.
+// All consumers add the parts of one head, if `count` is not 0, and store them in `row` of the
+// operand. They copy parts into shared memory, where four warps add them, a dimension a lane.
 template <int KIND>
 __device__ __forceinline__ void combine_together(const Cta& cta, CombineScratch& scratch,
                                                  const float* sinks, int token, int row,
@@ -282,7 +282,8 @@ __device__ __forceinline__ void combine_together(const Cta& cta, CombineScratch&
   }
 }
 
-// All consumers: WARPS of them add the `count` parts of a head, or of none.
+// All consumers: WARPS of them add the `count` parts of a head. With a count of 0 they have no
+// head.
 template <int KIND, int WARPS>
 __device__ __forceinline__ void combine_parts(const Cta& cta, SumMemory& scratch,
                                               const float* sinks, int token, int row, int head,

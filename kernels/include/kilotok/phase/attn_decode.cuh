@@ -3,8 +3,8 @@
 // for another. In a longer row several warps share a chunk, each with a tile of its own
 // (phase/attn_stream.cuh). Sums have the same order in both.
 //
-// The ring's pages hold the keys. The producer hands all of them to the consumers, which share them
-// out among the warps. A warp's share is a ring of slots, each for the keys or the values of
+// The ring's pages hold the keys. The producer releases all of them to the consumers, which share
+// them out among the warps. A warp's share is a ring of slots, each for the keys or the values of
 // KEYS_AT_ONCE positions.
 #pragma once
 
@@ -33,10 +33,11 @@ struct BatchDecodeRows {
 // Where a warp is in its share of all chunks, which lie `[rows][K/V heads][chunks]`.
 template <int KIND, class Rows>
 struct DecodeCursor {
-  // Chunks that are left, with this one; or K/V heads of rows, if the share is counted in these.
+  // The chunks that are left, this one included; or the K/V heads of rows, if the share is counted
+  // in heads.
   uint32_t left;
   int row, kv_head;
-  // The chunk, and the first key of the run.
+  // The number of the chunk, and the first key of the run.
   uint32_t chunk, first;
 
   __device__ __forceinline__ uint32_t chunk_keys(const Rows& of) const {
@@ -50,7 +51,7 @@ struct DecodeCursor {
     return min(first + RUN_KEYS, chunk_end(of));
   }
 
-  // Of the run's keys, the place of group i in lane i.
+  // Lane i gets the place of the run's i-th group of keys.
   __device__ __forceinline__ uint32_t places(const Rows& of, int lane) const {
     if (left == 0) return 0;
     const uint32_t last_group = (end(of) - 1) / GROUP_KEYS * GROUP_KEYS;
@@ -58,7 +59,7 @@ struct DecodeCursor {
                              min(first + lane * GROUP_KEYS, last_group), kv_head);
   }
 
-  // To the next run. HEADS: what `left` counts.
+  // Goes to the next run. HEADS: whether `left` counts heads.
   template <bool HEADS>
   __device__ __forceinline__ void next(const Rows& of) {
     first += RUN_KEYS;

@@ -36,8 +36,8 @@ constexpr int DECODE_HIDDEN_MAX = 4095;
 template <int KIND>
 constexpr bool HAS_DECODE =
     STREAMED<KIND> && HeadTiles<KIND>::COUNT == 1 && HIDDEN <= DECODE_HIDDEN_MAX;
-// With at most so many chunks for each CTA a warp alone takes longer for a chunk than the CTA for
-// all of them.
+// If there are at most this many chunks for each CTA, all its warps together multiply them in less
+// time than a warp alone takes for one.
 constexpr uint32_t DECODE_FEWEST = 2;
 // The most copies that a warp has in flight.
 constexpr int DECODE_SLOTS_MAX = 8;

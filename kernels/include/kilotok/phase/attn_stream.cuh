@@ -105,8 +105,8 @@ constexpr int COPY_KEYS = PAGE_TOKENS % PAGE_KEYS == 0 ? PAGE_KEYS
                           : PAGE_TOKENS % PIECE_KEYS == 0 ? PIECE_KEYS
                                                           : GROUP_KEYS;
 
-// Producer: leaves all pages, empty, to the consumers of phase/attn_decode.cuh.
-__device__ __forceinline__ void hand_over_pages(Ring& ring) {
+// Producer: releases all pages, empty, to the consumers of phase/attn_decode.cuh.
+__device__ __forceinline__ void release_pages(Ring& ring) {
 #pragma unroll 1
   for (int i = 0; i < PAGE_COUNT; i++) {
     ring.acquire(0);
@@ -145,7 +145,7 @@ __device__ __forceinline__ void produce_keys(const Cta& cta, Ring& ring, const L
       ring.next();
     }
   });
-  if (has_decode_rows<KIND>(sums)) hand_over_pages(ring);
+  if (has_decode_rows<KIND>(sums)) release_pages(ring);
 }
 
 // Copies the keys and values of the step's own tokens into the ring's pages. All consumers do this

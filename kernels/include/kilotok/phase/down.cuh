@@ -245,9 +245,9 @@ struct DownProducer {
   }
 };
 
-// How the rows that come through the ring are counted: all of them are the launch's `operand`th
-// operand. Where `first` is not 0, those of the first entries are also counted apart, and it is the
-// number of networks so far for which they are.
+// The numbers that select the counters of rows that come through the ring. All rows are the
+// launch's `operand`th counted operand. If `first` is not 0, the rows of the first entries are also
+// counted apart, for the `first`th time in this launch.
 struct RowCounts {
   uint32_t operand, first;
 };

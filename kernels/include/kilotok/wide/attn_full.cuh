@@ -48,7 +48,8 @@ struct FullShared {
   alignas(8) uint64_t keys_full[FULL_STAGES], keys_empty[FULL_STAGES];
   alignas(8) uint64_t values_full[FULL_STAGES], values_empty[FULL_STAGES];
   alignas(8) uint64_t queries_full[2], queries_empty[2];
-  // On which each warpgroup waits for its turn, until the one before it gives it.
+  // Each warpgroup waits at its own mbarrier for its turn with the tensor cores. The warpgroup
+  // before it arrives there at the end of its turn.
   alignas(8) uint64_t turns[CONSUMER_GROUPS];
   TileTable<KIND, S::POSITIONS> table;
 };

@@ -64,9 +64,9 @@ struct TileWalk {
 constexpr int ROWS_MAX = 256;
 static_assert(ROWS_MAX <= THREADS, "each row has its thread");
 
-// The same tiles in the same order, of which a CTA has one in each turn. The tiles of all rows are
-// counted first, in shared memory: to look at many rows one after the other, as `TileWalk` does,
-// takes longer than their attention.
+// Divides the tiles among CTAs as `TileWalk` does, for steps with many rows. All threads count the
+// tiles of all rows first, in shared memory, because visiting the rows one by one, as `TileWalk`
+// does, would take longer than their attention.
 template <int KIND, int POSITIONS>
 struct TileTable {
   static constexpr int KV_HEADS = ATTENTIONS[KIND].kv_heads;

@@ -101,9 +101,9 @@ __device__ __forceinline__ void send_products(GemmShared& shared, const PartsSen
     }
 }
 
-// Multiplies, `first_token` before others. `adjust(row tile, values)` returns what becomes of a
-// lane's products; those of an item are in shared memory when a warpgroup calls `finish(work,
-// item)`.
+// Multiplies all tokens, beginning with `first_token`. A lane's products go through `adjust(row
+// tile, products)` and are stored in shared memory. When all products of an item are there, its
+// warpgroup calls `finish(work, item)`.
 template <class M, class From = Operand, class Adjust, class Finish>
 __device__ __forceinline__ void multiply_items(GemmShared& shared, const GemmMemory& memory,
                                                Adjust adjust, Finish finish, int first_token = 0) {

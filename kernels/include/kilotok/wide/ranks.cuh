@@ -9,7 +9,7 @@
 //                    GEMM's operand and 1 / rms, taps, the chosen experts, the head's operand
 //
 // A CTA that has sent its parts sets a flag of its own on every rank, and a norm waits for the
-// flags of all CTAs. What owners store is exchanged by CTAs of the same number. Nothing is
+// flags of all CTAs. In an all-gather a CTA waits only for the CTAs of the same number. Nothing is
 // overwritten before it was read. A rank sends parts after all its earlier launches have ended, and
 // an owner stores in another rank's memory only after it has received that rank's parts. A rank
 // sends the next parts only after it has received what the owners made of these, and they have read
@@ -23,15 +23,14 @@ namespace kilotok::wide {
 struct RanksMemory {
   // The ranks' receive buffers: memory lies at the same distance from them on all ranks.
   uint64_t peers;
-  // U32 `[EXCHANGES][RANKS][GRID]`: the last exchange for which a CTA of a rank has sent all.
+  // U32 `[WideCollective][RANKS][GRID]`: the number of the last collective for which a CTA of a
+  // rank has sent all.
   uint64_t flags;
-  // The exchange's number; the tokens of the step.
+  // This rank; the number of the launch's collective in the step.
   uint32_t rank, number;
+  // The tokens of the step.
   int count;
 };
-
-enum class Exchange { Parts, Norms, Choices, Wanted };
-constexpr int EXCHANGES = 4;
 
 // The ranks as one of them sees them. All threads of a CTA call its functions.
 struct Ranks {
@@ -71,24 +70,24 @@ struct Ranks {
     for (int k = 0; k < RANKS; k++) store(address + offsets[k]);
   }
 
-  // Tells all ranks that this CTA's part of an exchange has been sent to them, and waits until the
+  // Tells all ranks that this CTA's part of a collective has been sent to them, and waits until the
   // CTAs of the same number have done the same.
-  __device__ __forceinline__ void finish(Exchange exchange) const {
+  __device__ __forceinline__ void finish(WideCollective collective) const {
     if constexpr (RANKS == 1) return;
-    tell(exchange);
+    tell(collective);
     const int k = threadIdx.x;
-    if (k > 0 && k < RANKS) wait(exchange, after(k), ptx::cta_index());
+    if (k > 0 && k < RANKS) wait(collective, after(k), ptx::cta_index());
     __syncthreads();
   }
 
-  // Tells all ranks that this CTA's part of an exchange has been sent to them.
-  __device__ __forceinline__ void tell(Exchange exchange) const {
+  // Tells all ranks that this CTA's part of a collective has been sent to them.
+  __device__ __forceinline__ void tell(WideCollective collective) const {
     __threadfence_system();
     __syncthreads();
     const int k = threadIdx.x;
     if (k == 0 || k >= RANKS) return;
     const Peers& peers = *at<const Peers>(memory.peers);
-    const uint64_t own = flag(exchange, rank, ptx::cta_index());
+    const uint64_t own = flag(collective, rank, ptx::cta_index());
     ptx::store_release_system(
         at<uint32_t>(own - peers.receivers[rank] + peers.receivers[after(k)]), memory.number);
   }
@@ -96,18 +95,18 @@ struct Ranks {
   // Waits until all CTAs of all ranks have sent their parts. This rank's launch before has ended.
   __device__ __forceinline__ void wait_for_parts() const {
     for (int i = threadIdx.x; i < (RANKS - 1) * GRID; i += blockDim.x)
-      wait(Exchange::Parts, after(1 + i / GRID), i % GRID);
+      wait(WideCollective::Parts, after(1 + i / GRID), i % GRID);
     __syncthreads();
   }
 
  private:
   // The address on this rank of a CTA's flag.
-  __device__ __forceinline__ uint64_t flag(Exchange exchange, int from, int cta) const {
+  __device__ __forceinline__ uint64_t flag(WideCollective collective, int from, int cta) const {
     return memory.flags +
-           ((static_cast<int>(exchange) * RANKS + from) * GRID + cta) * sizeof(uint32_t);
+           ((static_cast<int>(collective) * RANKS + from) * GRID + cta) * sizeof(uint32_t);
   }
-  __device__ __forceinline__ void wait(Exchange exchange, int from, int cta) const {
-    const uint32_t* arrived = at<const uint32_t>(flag(exchange, from, cta));
+  __device__ __forceinline__ void wait(WideCollective collective, int from, int cta) const {
+    const uint32_t* arrived = at<const uint32_t>(flag(collective, from, cta));
     wait_for(Waits::Peer, memory.number, [&](uint32_t& missing) {
       missing = from;
       return ptx::load_acquire_system(arrived) == memory.number;
@@ -144,7 +143,7 @@ struct PartsSender {
   // all links are busy.
   __device__ __forceinline__ int first_token() const { return (rank + 1) % RANKS * share; }
   // All threads of a CTA, after its last part.
-  __device__ __forceinline__ void end() const { Ranks(memory.ranks).tell(Exchange::Parts); }
+  __device__ __forceinline__ void end() const { Ranks(memory.ranks).tell(WideCollective::Parts); }
 };
 
 }  // namespace kilotok::wide

@@ -542,7 +542,7 @@ __device__ __forceinline__ void top_k_experts(ChosenExperts& shared, const Route
     }
     __syncwarp();
   }
-  ranks.finish(Exchange::Choices);
+  ranks.finish(WideCollective::Choices);
 }
 
 }  // namespace kilotok::wide

@@ -334,7 +334,7 @@ __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMe
     }
     sync();
   }
-  ranks.finish(Exchange::Norms);
+  ranks.finish(WideCollective::Norms);
 }
 
 // The same after a GEMM that has added its products to the stream: a warp finishes a token at a
@@ -397,7 +397,7 @@ __device__ __forceinline__ void gather_wanted(WantedShared& shared, const Wanted
       });
     __syncthreads();
   }
-  ranks.finish(Exchange::Wanted);
+  ranks.finish(WideCollective::Wanted);
 }
 
 }  // namespace kilotok::wide
