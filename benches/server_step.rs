@@ -119,7 +119,8 @@ impl Engine for Watched {
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError> {
         self.inner.wait(step, out)?;
         self.step_count.fetch_add(1, Ordering::Relaxed);
-        // From here on the time is not the engine's. There is none between submit and wait.
+        // The time until the next submit is not the engine's. The thread spends none between a
+        // submit and its wait.
         if let Some((since, _)) = &mut self.idle_since {
             *since = cpu_time();
         }
@@ -145,8 +146,7 @@ fn eager() -> Limits {
 /// The same requests without a server around the scheduler.
 fn scheduler_alone(drafts: bool, step_count: u64) {
     let mut engine = Watched::new(step_count);
-    let limits = Limits { waiting_max: 1024, ..eager() };
-    let mut sched = Scheduler::new(&caps(), limits);
+    let mut sched = Scheduler::new(&caps(), eager());
     let mut turns = 0;
     for client in 0..CLIENTS {
         sched.admit(submission(client, 0, drafts)).expect("it is legal");

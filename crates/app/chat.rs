@@ -60,7 +60,7 @@ struct Chat {
 /// How a reply ended.
 #[derive(PartialEq)]
 enum End {
-    Whole,
+    Complete,
     /// By the user, with Ctrl-C.
     Stopped,
 }
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         std::io::stdin().read_to_string(&mut text).context("reading the message")?;
         chat.say(text.trim_end());
         return match runtime.block_on(chat.reply())? {
-            End::Whole => Ok(()),
+            End::Complete => Ok(()),
             End::Stopped => bail!("stopped"),
         };
     }
@@ -162,7 +162,7 @@ impl Chat {
         let body = self.body();
         let outcome = tokio::select! {
             outcome = receive(&self.client, &body, &mut self.screen, &mut text, &mut speed) => {
-                outcome.map(|()| End::Whole)
+                outcome.map(|()| End::Complete)
             }
             _ = tokio::signal::ctrl_c() => Ok(End::Stopped),
         };

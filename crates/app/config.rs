@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_batch::SLOTS_MAX;
 use kilotok_engine::{Caps, DRAFT_TEMPERATURE_MAX, Verification};
-use kilotok_generation::WAITING_MAX;
+use kilotok_generation::{AdmissionOptions, WAITING_MAX};
 use kilotok_model::Knobs;
 use kilotok_sched::Limits;
 use kilotok_server::{ServerConfig, TlsFiles};
@@ -23,8 +23,6 @@ use crate::knobs::KnobArgs;
 pub(crate) const DEFAULT_PORT: u16 = 8000;
 /// Only this machine, unless the user says otherwise.
 pub(crate) const DEFAULT_HOST: &str = "127.0.0.1";
-/// Requests that may wait, unless the user says otherwise; further ones are refused with 429.
-const DEFAULT_WAITING_MAX: u32 = 1024;
 /// Usual number of requests that run at once.
 pub(crate) const SLOTS_USUAL: u32 = 256;
 /// Enough for a prompt of a million tokens, and the JSON around it.
@@ -320,6 +318,8 @@ pub(crate) struct Config {
     pub(crate) requests: RequestLimits,
     pub(crate) engine: EngineSettings,
     pub(crate) limits: Limits,
+    /// Requests that may wait to start; further ones are refused.
+    pub(crate) waiting_max: u32,
     /// Whether the user chose the longest chunk. Only then a warning says that the engine uses
     /// shorter ones.
     pub(crate) chunk_given: bool,
@@ -410,6 +410,7 @@ impl Config {
             requests: requests(raw)?,
             engine: engine(raw)?,
             limits: limits(raw)?,
+            waiting_max: waiting_max(raw)?,
             chunk_given: raw.chunk_max.is_some(),
             drain_delay: seconds("drain-delay", raw.drain_delay, 0.0)?,
             shutdown_timeout: seconds(
@@ -557,6 +558,12 @@ fn engine(raw: &RawConfig) -> Result<EngineSettings> {
     })
 }
 
+fn waiting_max(raw: &RawConfig) -> Result<u32> {
+    let waiting_max = raw.waiting_max.unwrap_or(AdmissionOptions::default().waiting_max);
+    ensure!(waiting_max <= WAITING_MAX, "--waiting-max is {waiting_max}: give 0 to {WAITING_MAX}");
+    Ok(waiting_max)
+}
+
 fn limits(raw: &RawConfig) -> Result<Limits> {
     let usual = Limits::default();
     let chunk_max = raw.chunk_max.unwrap_or(usual.chunk_max);
@@ -564,11 +571,8 @@ fn limits(raw: &RawConfig) -> Result<Limits> {
     let step_ms_max = raw.step_ms_max.unwrap_or(f64::from(usual.step_us_max) / 1e3);
     let sensible = step_ms_max > 0.0 && step_ms_max <= 1e6;
     ensure!(sensible, "--step-ms-max is {step_ms_max}: give milliseconds above 0");
-    let waiting_max = raw.waiting_max.unwrap_or(DEFAULT_WAITING_MAX);
-    ensure!(waiting_max <= WAITING_MAX, "--waiting-max is {waiting_max}: give 0 to {WAITING_MAX}");
     let drafts = raw.drafts.unwrap_or(true);
     Ok(Limits {
-        waiting_max,
         chunk_max,
         chunk_min: usual.chunk_min.min(chunk_max),
         step_us_max: ((step_ms_max * 1e3) as u32).max(1),

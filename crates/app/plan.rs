@@ -47,6 +47,8 @@ pub(crate) struct StepBound {
 pub(crate) struct EnginePlan {
     pub(crate) sizes: Sizes,
     pub(crate) groups: Vec<PageGroup>,
+    /// Tokens of a prompt and its reply together: what was asked for, or less if the pages hold
+    /// less. It is the engine's `position_max`, and so what the scheduler admits.
     pub(crate) context_max: u32,
     room: Room,
 }

@@ -86,6 +86,7 @@ fn run_with(
     let metrics = Arc::new(Metrics::new(&config.served_names[0], &caps));
     log.count(Arc::clone(&metrics));
     let options = AdmissionOptions {
+        waiting_max: config.waiting_max,
         stall_ms: u32::try_from(config.stall_timeout.as_millis()).unwrap_or(u32::MAX),
         ..AdmissionOptions::default()
     };

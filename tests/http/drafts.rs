@@ -172,8 +172,8 @@ fn compare_one(seed: u64, one: &Server, other: &Server) -> Value {
     }
     let (mut plain, mut drafted) = (plain.good(), drafted.good());
     let metrics = drafted["metrics"]["speculative_decoding"].take();
-    forget_times(&mut plain);
-    forget_times(&mut drafted);
+    clear_times(&mut plain);
+    clear_times(&mut drafted);
     assert_eq!(plain.to_string(), drafted.to_string(), "{seed}: {request}");
     let whole = told(&plain["choices"]);
     assert_eq!(whole, added_up(&streamed.events()), "{seed}: {request}");
@@ -181,7 +181,7 @@ fn compare_one(seed: u64, one: &Server, other: &Server) -> Value {
 }
 
 /// Removes the values that differ between any two replies: times, and random names.
-fn forget_times(answer: &mut Value) {
+fn clear_times(answer: &mut Value) {
     assert!(answer["created"].take().is_u64());
     answer["metrics"].take();
     for choice in answer["choices"].as_array_mut().unwrap() {

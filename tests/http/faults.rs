@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use kilotok_generation::AdmissionOptions;
 use kilotok_sched::Limits;
 use kilotok_server::ServerConfig;
 use kilotok_testkit::with_fields;
@@ -122,8 +123,9 @@ fn an_aborted_message_does_not_claim_to_be_complete() {
 
 #[test]
 fn a_full_queue_says_when_to_come_again() {
-    let limits = Limits { running_max: 1, waiting_max: 1, ..Limits::default() };
-    let (server, brake) = braked(Setup { limits, ..Setup::default() });
+    let limits = Limits { running_max: 1, ..Limits::default() };
+    let options = AdmissionOptions { waiting_max: 1, ..AdmissionOptions::default() };
+    let (server, brake) = braked(Setup { limits, options, ..Setup::default() });
     let first = begun(&server, &brake, &endless(&json!({})));
     let second = server.begin(CHAT, &endless(&json!({"max_tokens": 5})));
     until("both are there", || server.get("/load").good()["server_load"] == 2);

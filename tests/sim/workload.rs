@@ -59,7 +59,7 @@ impl Workload {
             let first = jobs.len();
             jobs.push(job(draw, &stems));
             if draw.once_in(5) {
-                let count = draw.between(1, 5).min(limits.waiting_max) - 1;
+                let count = draw.between(1, 5).min(limits.queue_max) - 1;
                 (0..count).for_each(|_| jobs.push(copy(draw, &jobs[first], &stems)));
             }
             families.push(first..jobs.len());
@@ -123,7 +123,7 @@ fn caps(draw: &mut Random, ample: bool) -> Caps {
 
 fn limits(draw: &mut Random) -> Limits {
     Limits {
-        waiting_max: if draw.once_in(4) { draw.between(1, 6) } else { 20 },
+        queue_max: if draw.once_in(4) { draw.between(1, 6) } else { 20 },
         running_max: if draw.once_in(4) { draw.between(1, 8) } else { 8 },
         chunk_max: draw.between(1, 64),
         chunk_min: draw.between(1, 8),

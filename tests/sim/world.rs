@@ -146,7 +146,7 @@ impl<'w> World<'w> {
                 Err(Refused::QueueFull { waiting }) => {
                     let stats = self.sched.stats();
                     assert_eq!(waiting, stats.waiting + stats.deferred);
-                    assert!(waiting + jobs.len() as u32 > workload.limits.waiting_max);
+                    assert!(waiting + jobs.len() as u32 > workload.limits.queue_max);
                     self.outside.push(family);
                 }
                 Err(Refused::PromptTooLong { .. } | Refused::Nothing) => {
@@ -301,7 +301,7 @@ impl<'w> World<'w> {
                 return Err(format!("{usage:?} of {} pages", group.page_count));
             }
         }
-        let waiting_max = self.workload.limits.waiting_max + self.workload.limits.running_max;
+        let waiting_max = self.workload.limits.queue_max + self.workload.limits.running_max;
         if stats.running > caps.slot_count || stats.waiting + stats.deferred > waiting_max {
             return Err(format!("{} run, {} wait", stats.running, stats.waiting));
         }

@@ -77,10 +77,7 @@ fn config(args: &Args, model: &str) -> Result<Config> {
         knobs: args.knobs.clone(),
         ..RawConfig::default()
     };
-    let mut config = Config::resolve(&raw, Vec::new())?;
-    // Waiting requests take no memory here.
-    config.limits.waiting_max = u32::MAX;
-    Ok(config)
+    Config::resolve(&raw, Vec::new())
 }
 
 fn submissions(

@@ -76,7 +76,7 @@ fn limits(
     let (slots, rows) = (planned.plan.sizes.slot_count, planned.caps().row_max);
     let at_once = if rows < slots { format!(", {rows} of them in a step") } else { String::new() };
     line("running", format!("{slots} requests{at_once}"));
-    line("waiting", format!("{} requests", limits.waiting_max));
+    line("waiting", format!("{} requests", config.waiting_max));
     line(
         "step",
         format!(

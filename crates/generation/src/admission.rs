@@ -28,8 +28,8 @@ use crate::wake_relay::WakeRelay;
 #[cfg(test)]
 mod tests;
 
-/// The largest [`Limits::waiting_max`]. Each waiting request holds a socket, its text and its
-/// prompt, and the command queue is allocated at start for the largest number of them.
+/// The largest [`AdmissionOptions::waiting_max`]. Each waiting request holds a socket, its text and
+/// its prompt, and the command queue is allocated at start for the largest number of them.
 pub const WAITING_MAX: u32 = 1 << 16;
 /// A request is told whether it is admitted after the step in flight, or a few steps later if very
 /// many arrive at once. It is refused if the engine stalls in the meantime, or if the answer takes
@@ -39,6 +39,8 @@ const ANSWER_STALLS_MAX: u32 = 2;
 /// Options besides the scheduler's [`Limits`].
 #[derive(Clone)]
 pub struct AdmissionOptions {
+    /// Requests that may wait to start, beside those that run. Preempted requests do not count.
+    pub waiting_max: u32,
     /// An engine whose step takes longer is stalled.
     pub stall_ms: u32,
     /// Threads that make grammar masks.
@@ -48,7 +50,7 @@ pub struct AdmissionOptions {
 
 impl Default for AdmissionOptions {
     fn default() -> Self {
-        Self { stall_ms: 10_000, mask_threads: 2, clock: Clock::default() }
+        Self { waiting_max: 1024, stall_ms: 10_000, mask_threads: 2, clock: Clock::default() }
     }
 }
 
@@ -151,10 +153,9 @@ impl Admission {
     ) -> (Self, EngineThread) {
         let caps = engine.caps().clone();
         let running_max = limits.running(&caps);
-        let held_max = running_max.saturating_add(limits.waiting_max.min(WAITING_MAX));
-        // Admission enforces the bound by `held_max`. The scheduler's own bound on waiting requests
-        // would refuse part of a burst into an empty server.
-        limits.waiting_max = held_max;
+        let held_max = running_max.saturating_add(options.waiting_max.min(WAITING_MAX));
+        // All held requests may be in the queue at once, as after a burst into an empty server.
+        limits.queue_max = held_max;
         metrics.configured(&caps, limits.prefix_cache);
         let sched = Scheduler::new(&caps, limits);
         let context_max = sched.context_max();

@@ -35,14 +35,15 @@ impl Cost {
     }
 }
 
-/// If the wide pass was possible this many times in a row and left out for its cost, and if that
-/// cost is implausible, it is tried again and what was known of it is forgotten. A pause of the
-/// machine in one of its steps must not bar it for good.
+/// A wide pass whose cost is implausible is measured anew after this many steps in a row that could
+/// have taken it and did not, because of that cost. Otherwise one pause of the machine during a
+/// wide step would rule the pass out for good.
 const LEFT_OUT_MAX: u32 = 1024;
 /// The shortest step of the wide pass takes at most this many times as long as the longest step of
 /// the narrow pass; otherwise the wide pass would have no use.
 const PLAUSIBLE: f32 = 16.0;
-/// A decoding request's delay counts this many times: it interrupts a text that is being read.
+/// Weight of a decoding request's delay; that of a prompt has weight 1. It interrupts a text that
+/// is being read.
 const DECODING_WEIGHT: f32 = 2.0;
 
 /// Cost of the narrow pass, and of the wide pass where the engine has one.
@@ -65,7 +66,7 @@ struct Wide {
     left_out: u32,
 }
 
-/// A step with prompts, apart from their tokens: its other tokens, its time, and who waits for it.
+/// A step that is to read prompts: its other tokens, its time, and the requests that wait for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Beside {
     /// Its other tokens, and the rows that draft.
@@ -108,8 +109,8 @@ impl CostModel {
         }
     }
 
-    /// Cost of steps of about this many tokens. A wide pass that was never measured is taken to
-    /// begin where the narrow one ends, with the assumed cost of each further token.
+    /// Cost of steps of about this many tokens. Before a wide pass is measured, its shortest step
+    /// is assumed to cost a token more than the longest step of the narrow pass.
     pub(crate) fn cost(&self, token_count: u32) -> Cost {
         let narrow = self.narrow.cost();
         match &self.wide {
@@ -129,11 +130,12 @@ impl CostModel {
         wide.map_or(u32::MAX, |wide| wide.from - 1)
     }
 
-    /// How many prompt tokens a step has, of `most`: as many as fit its time; or all, if the
-    /// decoding requests may be delayed and lose less by that than the prompts would. With `tries`,
-    /// a wide pass that was never measured with few tokens is taken once before it is left out:
-    /// with as few as possible if others wait for the step, as the slope between much longer steps
-    /// says little about short ones.
+    /// The number of prompt tokens of a step, at most `most`. It is as many as fit the step's time.
+    /// It is `most` if decoding requests may be delayed and lose less by that than prompts gain.
+    ///
+    /// With `tries`, the wide pass is taken once to measure it with few tokens, before it is left
+    /// out for its cost: with as few as possible if decoding requests wait for the step, since the
+    /// slope between much longer steps says little about short ones.
     pub(crate) fn chunk(&mut self, beside: Beside, most: u32, tries: bool) -> u32 {
         if most == 0 {
             self.rush_left = 0;
@@ -159,15 +161,16 @@ impl CostModel {
         chunk
     }
 
-    /// The fewest tokens of the wide pass, if a step of `most` tokens beside `used` others could
-    /// take it and a step of `chosen` tokens does not.
+    /// The fewest tokens of the wide pass, if it is left out: `most` prompt tokens beside `used`
+    /// other tokens would be enough for it, and `chosen` prompt tokens are not.
     fn left_out(&self, used: u32, chosen: u32, most: u32) -> Option<u32> {
         let from = self.wide.as_ref()?.from;
         (used + chosen < from && from <= used + most).then_some(from)
     }
 
-    /// Whether prompts lose more time if `timely` of their tokens are read at a time than they and
-    /// the decoding requests lose if `most` are. All are taken to wait until all prompts are read.
+    /// Whether prompts lose more time in steps with `timely` of their tokens than prompts and
+    /// decoding requests lose together in steps with `most`. Every prompt is assumed to wait until
+    /// all are read.
     fn lose_more(&self, beside: Beside, timely: u32, most: u32) -> bool {
         let steps = |count: u32| (beside.left as f32 / count.max(1) as f32).max(1.0);
         let us = |token_count: u32| {
@@ -181,8 +184,8 @@ impl CostModel {
         timely < most && prompts * steps(timely) * timely_us > lost_us
     }
 
-    /// How many of `most` tokens of prompts bring a step the most tokens per microsecond within
-    /// its time; 0 if none fits.
+    /// The number of prompt tokens, at most `most`, with which a step that keeps to its time
+    /// computes the most tokens per microsecond; 0 if none fits.
     fn timely(&self, beside: Beside, most: u32) -> u32 {
         let used = beside.size.token_count;
         let narrow_most = most.min(self.pass_max(used).saturating_sub(used));

@@ -84,7 +84,7 @@ mod tests {
     fn what_one_row_costs_is_kept_while_eight_decode() {
         let one = Cost { base_us: 1300.0, token_us: 300.0, draft_us: 1100.0 };
         let eight = Cost { base_us: 3100.0, token_us: 100.0, draft_us: 300.0 };
-        // What the first draft of all costs.
+        // Time that a step with any drafts takes besides.
         let jump_us = 1000.0;
         let truth = |cost: Cost, rows: u32, size: Size| {
             let drafts = size.token_count > rows || size.drafting_count > 0;

@@ -15,10 +15,10 @@ const RATE_FIRST: f32 = 0.8;
 const RATE_STEP: f32 = 0.05;
 /// How far one observation moves the rate of all requests; less, since requests differ.
 const RATE_STEP_ALL: f32 = 0.02;
-/// If a step says nothing about a request's rate, the rate returns towards that of all requests by
-/// at most this fraction of the distance. The further away it is, the less likely that is bad luck,
-/// and the slower it returns: a request that was unlucky drafts again soon if drafts pay for
-/// others, and one whose drafts never help seldom does.
+/// After a step without drafts of a request, its rate moves towards that of all requests by at most
+/// this fraction of the distance. It moves more slowly the further away it is, because a large
+/// distance is less likely to be bad luck. So a request with a few rejected drafts soon drafts
+/// again, if drafts pay for others, and one whose drafts are always rejected seldom does.
 const RATE_RETURN: f32 = 0.1;
 /// Lower bound of a rate, from which it can recover.
 const RATE_MIN: f32 = 0.01;
@@ -122,8 +122,8 @@ pub(crate) fn share_drafts(rows: &[DraftingRow<'_>], cost: DraftCost, budget: u3
     verified.into_iter().zip(made).map(|(verified, made)| Drafts { verified, made }).collect()
 }
 
-/// Drafts for a trial: the first rows make as many as they can, and the next step can verify all of
-/// them. Drafts of more rows would show nothing else.
+/// Drafts for a trial: the first rows make as many as they can, but no more than the next step can
+/// verify. Drafts of more rows would show nothing more.
 pub(crate) fn try_drafts(rows: &[DraftingRow<'_>], budget: u32) -> Vec<Drafts> {
     let mut left = budget.min(TRIED_MAX);
     let mut tried = |row: &DraftingRow<'_>| {

@@ -19,7 +19,7 @@ impl Scheduler {
     pub fn admit_all(&mut self, asked: Vec<Submission>) -> Result<Vec<RequestId>, Refused> {
         let waiting = (self.requests.len() - self.running.len()) as u32;
         asked.iter().try_for_each(|asked| self.refuse(asked))?;
-        if waiting.saturating_add(asked.len() as u32) > self.limits.waiting_max {
+        if waiting.saturating_add(asked.len() as u32) > self.limits.queue_max {
             return Err(Refused::QueueFull { waiting });
         }
         let ids: Vec<RequestId> = (self.next_id..).take(asked.len()).map(RequestId).collect();
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn all_are_admitted_or_none() {
-        let limits = Limits { waiting_max: 3, ..Limits::default() };
+        let limits = Limits { queue_max: 3, ..Limits::default() };
         let mut harness = Harness::new(ScriptedEngine::caps(), limits);
         let full = harness.sched.admit_all(vec![plain(text(5, 1), 5); 4]);
         assert_eq!(full, Err(Refused::QueueFull { waiting: 0 }));

@@ -9,9 +9,9 @@ fn is_not_finite(fault: Option<RowFault>) -> bool {
     matches!(fault, Some(RowFault::NotFinite { .. }))
 }
 
-/// The position from which pages with the text of a failed request make another one start again:
-/// where the failed one began to write, or, if the other one has not computed anything since it
-/// found its pages, the beginning.
+/// The position beyond which a text in common with a failed request makes another request start
+/// again. It is where the failed request began to write. It is 0 if the other request has found
+/// pages in the prefix cache and computed nothing since, because it can still do without them.
 fn suspect_from(other: &Request, failed: &Request) -> u32 {
     let only_found = other.place.as_ref().is_some_and(|place| place.fresh) && other.computed > 0;
     if only_found { 0 } else { failed.written_from }
@@ -48,7 +48,7 @@ impl Scheduler {
             let (salt, text) = (&request.asked.cache_salt, &request.known);
             let reads = |rank: &&Rank| {
                 let other = &self.requests[&rank.id];
-                // One edge further than the pages that others wrote.
+                // The text must be the same for one edge beyond that position.
                 let edges = suspect_from(other, request) as usize / stride + 1;
                 let beginning = text.get(..edges * stride);
                 other.asked.cache_salt == *salt
@@ -159,8 +159,8 @@ mod tests {
         assert_eq!(found(&mut harness, &with(4)), 0);
     }
 
-    /// A request that has found pages and waits for its masks has not read them: it computes them
-    /// again, whether the one that failed is there to see it or was cancelled.
+    /// A request that has found pages and waits for its masks has not read them. It computes them
+    /// again, whether the failed request still runs or was cancelled.
     #[test]
     fn those_who_found_its_pages_and_have_no_row_yet_begin_anew() {
         for cancelled in [false, true] {
@@ -203,7 +203,7 @@ mod tests {
             own.for_each(|advance| tokens.extend(advance.tokens));
         }
         assert!(!tokens.is_empty() && harness.sched.running().next().is_none());
-        // The pages that it read are no longer named: a request beside it finds nothing.
+        // The pages that it read have left the prefix cache: a later request does not find them.
         let late = harness.sched.admit(asked([&prompt[..], &[7]].concat(), 1)).unwrap();
         let (rows, advances) = harness.step();
         assert_eq!(rows.len(), 2);

@@ -7,8 +7,8 @@ use crate::Cost;
 /// Bounds of queue, batch and step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// Requests that wait to start. Preempted requests do not count.
-    pub waiting_max: u32,
+    /// Requests in the scheduler's queue. A caller that bounds requests itself leaves room for all.
+    pub queue_max: u32,
     /// Requests that run at once, if the engine has slots for them.
     pub running_max: u32,
     /// Prompt tokens of a step.
@@ -45,7 +45,7 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            waiting_max: 1024,
+            queue_max: u32::MAX,
             running_max: u32::MAX,
             chunk_max: 8192,
             chunk_min: 16,

@@ -47,7 +47,7 @@ pub(crate) struct RequestPages {
     pub(crate) tables: Vec<Table>,
     /// The tree's node for its text, up to `named`.
     pub(crate) node: NodeId,
-    /// Positions below this have their pages in the tree, those of groups without a window.
+    /// In groups without a window the pages of positions below this are in the tree.
     pub(crate) named: u32,
     pub(crate) prompt_count: u32,
     /// Position at which its text diverges from the cached ones.
@@ -249,11 +249,11 @@ impl Pages {
         page
     }
 
-    /// Forgets pages that have left the tree.
+    /// Clears the spots of pages that have left the tree.
     pub(crate) fn release(&mut self, released: Vec<Released>) {
         for (place, page) in released {
             let index = self.groups.partition_point(|group| group.place <= place) - 1;
-            self.groups[index].pool.forget(page);
+            self.groups[index].pool.clear_spot(page);
         }
     }
 
@@ -289,9 +289,8 @@ impl Pages {
         }
     }
 
-    /// Puts the pages of the node's last edge into the tree, those of groups without a window. A
-    /// page that the tree has already, written by another request with the same text, replaces the
-    /// request's own.
+    /// Puts the pages of the node's last edge into the tree, in groups without a window. If another
+    /// request with the same text has already put a page there, it replaces the request's own.
     fn name(&mut self, holding: &mut RequestPages) {
         let node = holding.node;
         for (group, table) in self.groups.iter_mut().zip(&mut holding.tables) {
@@ -312,8 +311,9 @@ impl Pages {
         }
     }
 
-    /// Removes all texts from the tree that start as a request's does: it may have read or written
-    /// any of their pages. Running requests with such texts name no more pages.
+    /// Removes all texts from the tree whose first edge is that of a request's text, because the
+    /// request may have read or written any of their pages. Running requests with such texts put no
+    /// more pages into the tree.
     pub(crate) fn invalidate(&mut self, holding: &RequestPages) {
         if let Some(&first) = self.tree.path(holding.node).get(1)
             && !self.tree.is_lost(first)
@@ -342,7 +342,7 @@ impl Pages {
             for group in &mut self.groups {
                 for spot in group.spots(*node, self.stride) {
                     if let Some(page) = self.tree.page(spot) {
-                        group.pool.forget(page);
+                        group.pool.clear_spot(page);
                         self.tree.set_page(spot, None);
                     }
                 }
@@ -434,8 +434,8 @@ impl Group {
         self.spec.first_needed(start) / self.tokens()
     }
 
-    /// The oldest page that is kept for a request with `computed` positions: the oldest that its
-    /// next row may read, or that a hit needs which ends shortly before.
+    /// The oldest page that is kept for a request with `computed` positions: its next row may read
+    /// it, or a prefix hit that ends shortly before.
     fn first_kept(&self, computed: u32, stride: u32) -> u32 {
         let retained = self.retained.map_or(computed, |retained| {
             (computed / stride * stride + stride).saturating_sub(retained)

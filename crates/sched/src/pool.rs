@@ -107,12 +107,13 @@ impl Pool {
         self.pages[page.0 as usize].tail_count += 1;
     }
 
-    /// One tail less needs the page. Returns the spot that it had if this was the last one.
+    /// Uncounts a tail that needed the page. After the last one the page has no spot any more; the
+    /// spot that it had is returned.
     pub(crate) fn drop_tail(&mut self, page: PageId) -> Option<TreePlace> {
         let state = &mut self.pages[page.0 as usize];
         state.tail_count -= 1;
         let spot = state.spot.filter(|_| state.tail_count == 0);
-        spot.inspect(|_| self.forget(page))
+        spot.inspect(|_| self.clear_spot(page))
     }
 
     pub(crate) fn tail_count(&self, page: PageId) -> u32 {
@@ -120,7 +121,7 @@ impl Pool {
     }
 
     /// Removes the spot from a page, whether requests use it or not.
-    pub(crate) fn forget(&mut self, page: PageId) {
+    pub(crate) fn clear_spot(&mut self, page: PageId) {
         let state = &mut self.pages[page.0 as usize];
         let named = state.spot.take().is_some();
         if named && state.owner_count == 0 {
@@ -213,7 +214,7 @@ mod tests {
         pool.share(shared);
         pool.give_back(idle);
         for page in [shared, idle] {
-            pool.forget(page);
+            pool.clear_spot(page);
             assert_eq!(pool.spot(page), None);
         }
         assert_eq!((pool.available(), pool.idle_count()), (1, 0));

@@ -265,8 +265,8 @@ impl Request {
         tokens.truncate(end.map_or(tokens.len(), |end| end + 1));
         logprobs.truncate(tokens.len());
         self.known.extend_from_slice(&tokens);
-        // The last token has no keys yet, even if it is a draft that a fault came after. Positions
-        // of drafts after the end were computed, but belong to no text.
+        // The last token has no keys yet, even if it is a draft whose successor could not be
+        // chosen. Positions of drafts after the end were computed, but belong to no text.
         self.computed = (row.end + chosen.saturating_sub(1)).min(self.known.len() as u32);
         Advance {
             id: self.rank.id,

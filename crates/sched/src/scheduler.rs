@@ -156,7 +156,7 @@ impl Scheduler {
         }
     }
 
-    /// Most tokens of a prompt and its reply: what the engine and all pages have room for.
+    /// Most tokens of a prompt and its reply: [`Caps::position_max`], or less if pages hold less.
     pub fn context_max(&self) -> u32 {
         self.context_max
     }
@@ -457,7 +457,7 @@ mod tests {
     fn sched() -> Scheduler {
         let mut caps = ScriptedEngine::caps();
         caps.groups[0].page_count = 10;
-        Scheduler::new(&caps, Limits { waiting_max: 2, ..Limits::default() })
+        Scheduler::new(&caps, Limits { queue_max: 2, ..Limits::default() })
     }
 
     #[test]

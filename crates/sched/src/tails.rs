@@ -18,13 +18,13 @@ use kilotok_engine::WINDOW_SLACK;
 use crate::pages::{Pages, RequestPages};
 use crate::prefix::{NodeId, Tail, TreePlace};
 
-/// Tokens between two tails inside a long text. A request whose text diverges in between computes
-/// half as many again, on average, which takes a second at the slowest.
+/// Tokens between two tails inside a long text. A request whose text diverges between them must
+/// compute half of these tokens once more, on average, which takes a second at the slowest.
 pub const TAIL_INTERVAL: u32 = 4096;
 
 /// Why a position has a tail: it is near the prompt's end or where texts diverge, and so worth
 /// something, or it is one of those in between.
-enum Choice {
+enum TailKind {
     End,
     Between,
 }
@@ -33,7 +33,8 @@ enum Choice {
 #[derive(Default)]
 pub(crate) struct Order {
     pub(crate) tails: BTreeSet<(u64, u32)>,
-    /// Priority of the last one that was evicted. Later ones start from it.
+    /// Priority of the tail that was evicted last, to which the priorities of later tails are
+    /// added.
     floor: u64,
 }
 
@@ -44,45 +45,46 @@ impl Pages {
     /// Adds a tail at the end of the named text, if this is one of the chosen positions.
     pub(crate) fn add_chosen_tail(&mut self, holding: &mut RequestPages) {
         let position = holding.named;
-        match self.choice(holding, position) {
-            Some(Choice::End) => {
+        match self.tail_kind(holding, position) {
+            Some(TailKind::End) => {
                 self.add_tail(holding, position - holding.worthy);
-                // Tails near the end are worth the same, as one of them is hit.
+                // A later prompt hits only one of the tails near the end, so their worth counts
+                // from the same position. Only the last of them moves it.
                 if position == holding.branch || position + self.stride > holding.prompt_count {
                     holding.worthy = position;
                 }
             }
-            Some(Choice::Between) => self.add_tail(holding, 0),
+            Some(TailKind::Between) => self.add_tail(holding, 0),
             None => (),
         }
     }
 
     /// Whether a text gets a tail at a position, a multiple of `stride`, once it is computed.
-    fn choice(&self, holding: &RequestPages, position: u32) -> Option<Choice> {
+    fn tail_kind(&self, holding: &RequestPages, position: u32) -> Option<TailKind> {
         let interval = TAIL_INTERVAL.next_multiple_of(self.stride);
         // The next prompt may differ in the prompt's last tokens, which open the reply.
         let near_end = position <= holding.prompt_count
             && holding.prompt_count - position < self.stride + WINDOW_SLACK;
         if near_end || position == holding.branch {
-            Some(Choice::End)
+            Some(TailKind::End)
         } else if position.is_multiple_of(interval) || !self.has_windows() {
-            Some(Choice::Between)
+            Some(TailKind::Between)
         } else {
             None
         }
     }
 
-    /// Where rows may start that later read what a row over `start..end` writes, for
-    /// [`kilotok_engine::Row::later_starts`]. They are the tails that the request gets in this row,
-    /// and everything from the last whole edge of its text on, but no later than that of its
-    /// prompt:
+    /// The positions from which later rows may start that read what the row over `start..end`
+    /// writes ([`kilotok_engine::Row::later_starts`]): the tails that the request gets in this row,
+    /// and the last multiple of `stride` within the row and the prompt, from which on a later row
+    /// may start anywhere. These are all, because:
     ///
     /// - The request's next row starts at `end`, or behind the drafts that are accepted. Rows with
     ///   drafts start behind the prompt.
-    /// - A request that leaves or is preempted gets a tail at the last whole edge of what is
-    ///   computed and kept, which is the prompt at least ([`Pages::leave`]).
-    /// - Any other row starts at a tail. Its pages came into the tree with a tail of the request
-    ///   that computed them, so they are complete, whichever tails name them later.
+    /// - A request that leaves or is preempted gets a tail at the last multiple of `stride` of what
+    ///   is computed and kept, which is the prompt at least ([`Pages::leave`]).
+    /// - A row of another request starts at a tail in the tree. The pages of its windows came into
+    ///   the tree with a tail of the request that computed them, so they are complete.
     ///
     /// No row reads the windows between, and the drafter's are not computed.
     pub(crate) fn later_starts(&self, holding: &RequestPages, start: u32, end: u32) -> Vec<u32> {
@@ -93,7 +95,7 @@ impl Pages {
         }
         let tails = (start / stride + 1..last / stride).map(|edge| edge * stride);
         let chosen =
-            tails.filter(|position| self.cached && self.choice(holding, *position).is_some());
+            tails.filter(|position| self.cached && self.tail_kind(holding, *position).is_some());
         chosen.chain([last]).collect()
     }
 

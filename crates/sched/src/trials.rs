@@ -1,9 +1,11 @@
 //! Exploration for the cost model. Steps that are never tried have no measured cost, and drafts
-//! that are never made have no measured acceptance. So now and then a step drafts although the
-//! others do not, or does not although the others do. Such trials bias no token. They have a fixed
-//! share of the time: a trial of drafts is charged the time that it loses, compared with the same
-//! tokens without drafts, and a trial without drafts is charged all of its time. So drafts that pay
-//! are tried again at once, until the acceptance shows it.
+//! that are never made have no measured acceptance. So now and then a trial step drafts although
+//! other steps do not, or does not draft although others do. Trials do not bias tokens.
+//!
+//! Trials may cost a fixed share of the time. A trial without drafts is charged all of its time. A
+//! trial with drafts is charged only what it loses, compared with the same tokens without drafts.
+//! Drafts that pay lose nothing, so their trials go on until the measured acceptance is high enough
+//! for the scheduler to draft.
 
 use crate::draft_costs::{CLASS_COUNT, class};
 

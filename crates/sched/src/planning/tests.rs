@@ -172,8 +172,8 @@ fn a_request_whose_drafts_are_never_allowed_stops_drafting() {
 
 #[test]
 fn a_long_prompt_and_short_ones_do_not_starve_each_other() {
-    let limits = Limits { waiting_max: 10_000, ..Limits::default() };
-    let mut harness = Harness::new(Caps { token_max: 32, ..ScriptedEngine::caps() }, limits);
+    let caps = Caps { token_max: 32, ..ScriptedEngine::caps() };
+    let mut harness = Harness::new(caps, Limits::default());
     let long = harness.sched.admit(asked(text(1600, 1), 1)).unwrap();
     let mut joined = std::collections::BTreeMap::new();
     for step in 0_u32..1000 {

@@ -25,8 +25,8 @@ const STUCK: Duration = Duration::from_mins(1);
 fn service() -> Arc<Service> {
     let caps = ScriptedEngine::caps();
     let metrics = Arc::new(Metrics::new("toy", &caps));
-    let limits = Limits { running_max: 2, waiting_max: HELD_MAX - 2, ..Limits::default() };
-    let options = AdmissionOptions::default();
+    let limits = Limits { running_max: 2, ..Limits::default() };
+    let options = AdmissionOptions { waiting_max: HELD_MAX - 2, ..AdmissionOptions::default() };
     let engine = Box::new(ScriptedEngine::new(caps, DraftAccuracy::Percent(70)));
     let (admission, _thread) = Admission::start(engine, limits, Arc::clone(&metrics), options);
     let text = Text::dummy(Path::new("none"), VOCAB as usize).unwrap();

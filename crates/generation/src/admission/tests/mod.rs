@@ -57,7 +57,7 @@ impl Rig {
     }
 
     fn with(engine: impl Engine + 'static, limits: Limits, waiting_max: u32) -> Self {
-        Self::timed(engine, Limits { waiting_max, ..limits }, |clock| clock)
+        Self::timed(engine, limits, waiting_max, |clock| clock)
     }
 
     /// A rig whose threads of that name stop at their next reading of the clock until the sender is
@@ -70,7 +70,7 @@ impl Rig {
     ) -> (Self, SyncSender<()>) {
         let (free, held) = sync_channel::<()>(0);
         let held = Mutex::new(held);
-        let rig = Self::timed(engine, Limits { waiting_max, ..limits }, |clock| {
+        let rig = Self::timed(engine, limits, waiting_max, |clock| {
             Clock::new(move || {
                 if thread::current().name().is_some_and(|own| own.starts_with(name)) {
                     let _ = held.lock().unwrap().recv();
@@ -84,6 +84,7 @@ impl Rig {
     fn timed(
         engine: impl Engine + 'static,
         limits: Limits,
+        waiting_max: u32,
         look: impl FnOnce(Clock) -> Clock,
     ) -> Self {
         let metrics = Arc::new(Metrics::new("toy", engine.caps()));
@@ -92,7 +93,7 @@ impl Rig {
         let clock = look(Clock::new(move || {
             read.now_us.fetch_add(read.stride_us.load(Ordering::SeqCst), Ordering::SeqCst)
         }));
-        let options = AdmissionOptions { stall_ms: 5_000, mask_threads: 1, clock };
+        let options = AdmissionOptions { waiting_max, stall_ms: 5_000, mask_threads: 1, clock };
         let (admission, thread) =
             Admission::start(Box::new(engine), limits, Arc::clone(&metrics), options);
         Self { admission, thread, metrics, clock: test_clock }
