@@ -12,92 +12,94 @@ use crate::wire::content::{NameOr, OneOrMany};
 use crate::wire::metrics::Metrics;
 use crate::wire::unsupported::Unsupported;
 
-#[derive(Debug, Deserialize, ToSchema)]
-pub struct MessagesRequest {
-    /// A name listed by `/v1/models`. Default: the served model.
-    pub model: Option<String>,
-    /// The conversation so far. If the last message is the assistant's, the reply continues it.
-    #[schema(min_items = 1)]
-    pub messages: Vec<InputMessage>,
-    /// Most tokens of the reply, reasoning included.
-    #[schema(minimum = 1)]
-    pub max_tokens: i64,
-    #[schema(inline)]
-    pub system: Option<InputParts>,
-    /// Texts that end the reply where they occur.
-    pub stop_sequences: Option<Vec<String>>,
-    /// Sends the reply while it is generated, as server-sent events. Default: false.
-    pub stream: Option<bool>,
-    /// Sampling temperature; 0 always chooses the likeliest token. Default: the checkpoint's, else
-    /// 1.
-    #[schema(minimum = 0.0, maximum = 2.0)]
-    pub temperature: Option<f64>,
-    /// Samples from the fewest likeliest tokens whose probabilities sum to at least this. Default:
-    /// the checkpoint's, else 1.
-    #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
-    pub top_p: Option<f64>,
-    /// Samples from this many of the likeliest tokens; 0 and -1 mean all. Default: the
-    /// checkpoint's, else all.
-    #[schema(minimum = -1)]
-    pub top_k: Option<i64>,
-    /// Tools that the model may call.
-    pub tools: Option<Vec<MessagesTool>>,
-    pub tool_choice: Option<MessagesChoice>,
-    /// Whether the model reasons before it answers. Absent or `disabled` turns reasoning off if the
-    /// chat template can.
-    pub thinking: Option<Thinking>,
-    pub output_config: Option<OutputConfig>,
-    /// The older name of `output_config.format`.
-    pub output_format: Option<OutputFormat>,
-    /// Variables for the chat template, by name. They take precedence over `thinking` and
-    /// `output_config.effort`.
-    #[schema(value_type = Option<Object>)]
-    pub chat_template_kwargs: Option<Map<String, Value>>,
-    /// Not used.
-    #[schema(value_type = Option<Object>)]
-    pub metadata: Option<Value>,
-    /// `auto` or `standard_only`, which are the same here; other tiers are refused.
-    pub service_tier: Option<String>,
-    /// Has no effect: every prompt is cached.
-    #[schema(value_type = Option<Object>)]
-    pub cache_control: Option<Value>,
-    /// Has no effect: the conversation is not edited.
-    #[schema(value_type = Option<Object>)]
-    pub context_management: Option<Value>,
-    /// Send `tools`.
-    #[serde(default)]
-    pub mcp_servers: Unsupported,
-    #[serde(default)]
-    pub container: Unsupported,
-    /// The name in OpenAI's API. Send `stop_sequences`.
-    #[serde(default)]
-    pub stop: Unsupported,
-    /// The name in OpenAI's API. Send `output_config.format`.
-    #[serde(default)]
-    pub response_format: Unsupported,
-    /// A name in the chat API. Send `output_config.format`.
-    #[serde(default)]
-    pub format: Unsupported,
-    /// A name in the chat API. Send `output_config.format`.
-    #[serde(default)]
-    pub json_schema: Unsupported,
-    /// A name in the chat API. Send `output_config.format`, or ask `/v1/chat/completions`.
-    #[serde(default)]
-    pub grammar: Unsupported,
+/// Defines a request with the fields of a conversation and its own ones. Like the macro of
+/// `wire/generation.rs` it lists fields once, where errors of a nested struct would not name their
+/// place.
+macro_rules! conversation {
+    (pub struct $name:ident { $($own:tt)* }) => {
+        #[derive(Debug, Deserialize, ToSchema)]
+        pub struct $name {
+            /// A name listed by `/v1/models`. Default: the served model.
+            pub model: Option<String>,
+            /// The conversation so far. If the last message is the assistant's, the reply continues
+            /// it.
+            #[schema(min_items = 1)]
+            pub messages: Vec<InputMessage>,
+            #[schema(inline)]
+            pub system: Option<InputParts>,
+            /// Tools that the model may call.
+            pub tools: Option<Vec<MessagesTool>>,
+            pub tool_choice: Option<MessagesChoice>,
+            /// Whether the model reasons before it answers. Absent or `disabled` turns reasoning
+            /// off if the chat template can.
+            pub thinking: Option<Thinking>,
+            /// Variables for the chat template, by name. They take precedence over `thinking`, and
+            /// over `output_config.effort` of `/v1/messages`.
+            #[schema(value_type = Option<Object>)]
+            pub chat_template_kwargs: Option<Map<String, Value>>,
+            $($own)*
+        }
+    };
 }
 
-#[derive(Debug, Deserialize, ToSchema)]
-pub struct CountRequest {
-    pub model: Option<String>,
-    #[schema(min_items = 1)]
-    pub messages: Vec<InputMessage>,
-    #[schema(inline)]
-    pub system: Option<InputParts>,
-    pub tools: Option<Vec<MessagesTool>>,
-    pub tool_choice: Option<MessagesChoice>,
-    pub thinking: Option<Thinking>,
-    #[schema(value_type = Option<Object>)]
-    pub chat_template_kwargs: Option<Map<String, Value>>,
+conversation! { pub struct CountRequest {} }
+
+conversation! {
+    pub struct MessagesRequest {
+        /// Most tokens of the reply, reasoning included.
+        #[schema(minimum = 1)]
+        pub max_tokens: i64,
+        /// Texts that end the reply where they occur.
+        pub stop_sequences: Option<Vec<String>>,
+        /// Sends the reply while it is generated, as server-sent events. Default: false.
+        pub stream: Option<bool>,
+        /// Sampling temperature; 0 always chooses the likeliest token. Default: the checkpoint's,
+        /// else 1.
+        #[schema(minimum = 0.0, maximum = 2.0)]
+        pub temperature: Option<f64>,
+        /// Samples from the fewest likeliest tokens whose probabilities sum to at least this.
+        /// Default: the checkpoint's, else 1.
+        #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
+        pub top_p: Option<f64>,
+        /// Samples from this many of the likeliest tokens; 0 and -1 mean all. Default: the
+        /// checkpoint's, else all.
+        #[schema(minimum = -1)]
+        pub top_k: Option<i64>,
+        pub output_config: Option<OutputConfig>,
+        /// The older name of `output_config.format`.
+        pub output_format: Option<OutputFormat>,
+        /// Not used.
+        #[schema(value_type = Option<Object>)]
+        pub metadata: Option<Value>,
+        /// `auto` or `standard_only`, which are the same here; other tiers are refused.
+        pub service_tier: Option<String>,
+        /// Has no effect: every prompt is cached.
+        #[schema(value_type = Option<Object>)]
+        pub cache_control: Option<Value>,
+        /// Has no effect: the conversation is not edited.
+        #[schema(value_type = Option<Object>)]
+        pub context_management: Option<Value>,
+        /// Send `tools`.
+        #[serde(default)]
+        pub mcp_servers: Unsupported,
+        #[serde(default)]
+        pub container: Unsupported,
+        /// The name in OpenAI's API. Send `stop_sequences`.
+        #[serde(default)]
+        pub stop: Unsupported,
+        /// The name in OpenAI's API. Send `output_config.format`.
+        #[serde(default)]
+        pub response_format: Unsupported,
+        /// A name in the chat API. Send `output_config.format`.
+        #[serde(default)]
+        pub format: Unsupported,
+        /// A name in the chat API. Send `output_config.format`.
+        #[serde(default)]
+        pub json_schema: Unsupported,
+        /// A name in the chat API. Send `output_config.format`, or ask `/v1/chat/completions`.
+        #[serde(default)]
+        pub grammar: Unsupported,
+    }
 }
 
 #[derive(Debug, Deserialize, ToSchema)]

@@ -1,7 +1,9 @@
 //! The fields that chat and plain completions share: how tokens are sampled, what a reply must
 //! match, when it ends, and which data is sent with it. A macro lists them once and makes them
 //! fields of each request: errors of a nested struct would not name their place. `max_tokens`
-//! differs between the two, so each has its own.
+//! differs between the two, so each has its own. The Messages and Responses APIs have few of these
+//! fields, `temperature`, `top_p` and `top_k` among them, and describe them again: a macro that
+//! shares three lines of description would be longer than these.
 
 use serde::Deserialize;
 use utoipa::ToSchema;
