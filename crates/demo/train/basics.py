@@ -1,4 +1,4 @@
-"""The first functions that anybody asks for. Each has names, ways to ask, and code."""
+"""Functions that are usually asked for first. Each has names, ways to ask, and code."""
 
 
 def f(names, requests, code):

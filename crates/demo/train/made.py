@@ -1,5 +1,5 @@
 """Conversations made up by a program: arithmetic, JSON from a schema, tool calls, small talk, and
-the first functions that anybody asks for. All wording is ours."""
+the functions that are usually asked for first. All wording is ours."""
 
 import json
 import random
@@ -248,7 +248,7 @@ def question(chance):
 
 
 def basic(chance):
-    """A function that everybody asks for, under several names."""
+    """A function that is often asked for, under several names."""
     names, requests, code = chance.choice(BASICS)
     name = chance.choice(names)
     request = chance.choice(requests)

@@ -169,7 +169,7 @@ def rename(function, random):
 
 
 def conversations(text, seed):
-    """Of one file. Functions that repeat elsewhere are dropped by whoever gathers the files."""
+    """The conversations of one file. Its caller drops functions that occur in other files too."""
     chance = random.Random(seed)
     for function in functions(text):
         found = []

@@ -1,4 +1,4 @@
-"""Small talk, and answers to the questions that anybody asks a small model first."""
+"""Small talk, and answers to questions that a small model is usually asked first."""
 
 GREETINGS = (
     (

@@ -208,7 +208,7 @@ def train(arguments):
 
 @torch.no_grad()
 def silence(model):
-    """Nobody ever says the mask token: its embedding is nothing, and so is its chance."""
+    """Sets the embedding of the mask token, and so its logit, to zeros: no text contains it."""
     from shape import MASK
 
     model.embed[MASK] = 0

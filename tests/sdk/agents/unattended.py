@@ -1,4 +1,4 @@
-"""Runs a coding agent with nobody there to answer its questions, and counts what the server did."""
+"""Runs a coding agent without a user who answers its questions, and counts what the server did."""
 
 import json
 import os

@@ -55,22 +55,28 @@ const REQUIRED: &[(&str, &str)] = &[
     ("kernels/include/kilotok/wide/", "wgmma"),
 ];
 
-/// Words for persons. A comment with one of them is usually a sentence that has lost its subject.
+/// Words for persons. Prose with one of them is usually a sentence that has lost its subject.
 const PERSONS: &[&str] =
     &["anybody", "everybody", "nobody", "somebody", "someone", "whoever", "whom", "whomever"];
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = missing(tree);
     for file in &tree.files {
-        let source = matches!(file.extension(), "rs" | "cpp" | "cu" | "cuh" | "h");
-        if !source || states_rules(file) {
+        if states_rules(file) {
             continue;
         }
+        let mut in_docstring = false;
         for (line, text) in file.lines() {
-            let persons = words(comment(text))
+            let prose = match file.extension() {
+                "rs" | "cpp" | "cu" | "cuh" | "h" => comment(text),
+                "py" => python_prose(text, &mut in_docstring),
+                "md" => text,
+                _ => break,
+            };
+            let persons = words(prose)
                 .filter_map(|word| PERSONS.iter().find(|person| word.eq_ignore_ascii_case(person)));
             findings.extend(persons.map(|person| {
-                let what = format!("`{person}` in a comment: name the part of the program");
+                let what = format!("`{person}`: name the part of the program");
                 Finding::new(&file.path, line, what)
             }));
         }
@@ -105,6 +111,23 @@ fn comment(line: &str) -> &str {
     line.find(" // ").map_or("", |at| &line[at..])
 }
 
+/// The comment of a line of Python, or the line if it is part of a docstring.
+fn python_prose<'a>(line: &'a str, in_docstring: &mut bool) -> &'a str {
+    let begins = line.trim_start().starts_with("\"\"\"");
+    let is_part = *in_docstring || begins;
+    if line.matches("\"\"\"").count() % 2 == 1 && is_part {
+        *in_docstring = !*in_docstring;
+    }
+    if is_part {
+        return line;
+    }
+    let trimmed = line.trim_start();
+    if trimmed.starts_with('#') {
+        return trimmed;
+    }
+    line.find("  # ").map_or("", |at| &line[at..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::said;
@@ -130,6 +153,22 @@ mod tests {
         for good in ["let nobody = \"https://nobody.example\";", "/// The client."] {
             assert!(judge(good).is_empty(), "{good}");
         }
+    }
+
+    #[test]
+    fn persons_in_other_prose_are_found() {
+        let judge = |path, text| said(check, &[(path, text)]).len();
+        assert_eq!(judge("a.md", "# Nobody\nSomebody waits.\n"), 2);
+        for bad in [
+            "# Nobody waits.",
+            "a = 1  # for whom",
+            "\"\"\"What anybody asks.\"\"\"",
+            "\"\"\"First.\n\nWhoever asks.\n\"\"\"\n\"anybody?\"",
+        ] {
+            assert_eq!(judge("tests/a.py", bad), 1, "{bad}");
+        }
+        assert_eq!(judge("tests/a.py", "say(\"anybody?\", 'Nobody # else')"), 0);
+        assert_eq!(judge("a.svg", "somebody"), 0);
     }
 
     #[test]

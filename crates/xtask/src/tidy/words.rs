@@ -14,6 +14,23 @@ const BANNED: &[(&str, &str)] = &[
     ("ticks", "say steps"),
 ];
 
+/// Names that were replaced, and what to say instead. A name also counts with further parts, as in
+/// `forget_times`.
+const RETIRED: &[(&str, &str)] = &[
+    ("Chorus", "say Replies"),
+    ("Doorman", "say socket timeouts"),
+    ("Exchange", "say all-reduce, all-gather or WideCollective"),
+    ("Letterhead", "say ResponseHead"),
+    ("Lobby", "say Shared"),
+    ("Patience", "say socket timeouts"),
+    ("Said", "say the whole reply"),
+    ("Spelling", "say the text of log-probabilities"),
+    ("Talk", "say ChatPrompt"),
+    ("forget", "say clear or reset"),
+    ("hand_over", "say publish or release"),
+    ("look_for", "say poll"),
+];
+
 /// Phrases in which a banned word is right, and why. A phrase only counts as whole words.
 const PHRASES: &[(&str, &str)] = &[
     ("weight_block_size", "key of a checkpoint's config.json"),
@@ -134,6 +151,12 @@ fn banned_words(text: &str, find: &mut impl FnMut(String)) {
         if speculative && !word.starts_with(SERIES) {
             find(format!("`{word}`: say draft"));
         }
+        let retired = RETIRED.iter().find(|(name, _)| {
+            word.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+        });
+        if let Some((_, instead)) = retired {
+            find(format!("`{word}`: {instead}"));
+        }
         let banned = parts(word)
             .find_map(|part| BANNED.iter().find(|(banned, _)| part.eq_ignore_ascii_case(banned)));
         if let Some((banned, instead)) = banned {
@@ -234,6 +257,16 @@ mod tests {
             assert!(judge(good).is_empty(), "{good}");
         }
         assert!(said(check, &[("tests/a.py", "block = 1\n")]).is_empty());
+    }
+
+    #[test]
+    fn retired_names_are_found() {
+        for bad in ["struct Doorman;", "fn forget_times()", "hand_over(x)", "enum class Exchange"] {
+            assert_eq!(judge(bad).len(), 1, "{bad}");
+        }
+        for good in ["atomicExch(x)", "unforgettable", "Exchanged", "TalkBack"] {
+            assert!(judge(good).is_empty(), "{good}");
+        }
     }
 
     #[test]
