@@ -91,13 +91,14 @@ static UNEVEN: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::uneven()));
 static QWEN3_DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_dense()));
 static DEMO: LazyLock<Checkpoint> = LazyLock::new(demo);
 
-/// Relative error of weights, as in the test that only other experts make choices of random plans
-/// wrong.
+/// Largest relative error of the weights of a model's copy, as in
+/// `only_other_experts_make_choices_wrong`. A prompt after which the copy chooses other tokens is
+/// not used, since rounding on a GPU could change its tokens too ([`prompt`]).
 const OFF_BY: f32 = 0.002;
-/// The error of V2.6-Flash's copy: `OFF_BY` does not find a tie of experts that rounding turns.
+/// The error for V2.6-Flash, which has a near tie of experts that `OFF_BY` does not reveal.
 const V2_6_OFF_BY: f32 = -0.004;
-/// Models with experts, each with a copy whose weights have that error. gpt-oss is missing, because
-/// its weights have no format in which they could have the error.
+/// Models with experts, each with its copy. gpt-oss has none, because the formats of its weights
+/// cannot express the error.
 static OFF: LazyLock<[(&LazyLock<Checkpoint>, Checkpoint); 6]> = LazyLock::new(|| {
     let off = |model, of: Toy, by| (model, toy(&of.off_by(by)));
     [

@@ -18,12 +18,12 @@ const SLOT: SlotId = SlotId(0);
 /// How a host chooses the drafts that a row verifies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Host {
-    /// As in the scheduler: a number of drafts that does not depend on what was drawn. Of the
-    /// drafts that the grammar forbids, only the first is verified.
+    /// As in the scheduler: the number of drafts does not depend on their tokens, and of the drafts
+    /// that the grammar forbids only the first is verified.
     Right,
-    /// A mistake: leaves forbidden drafts out.
+    /// A mistake: verifies no draft that the grammar forbids.
     WithoutForbidden,
-    /// A mistake: verifies drafts only if it likes the first of them.
+    /// A mistake: whether drafts are verified depends on the token of the first.
     ByToken,
     /// Provides drafts of its own.
     Given,
