@@ -78,12 +78,13 @@ pub(super) fn wide() -> Value {
 }
 
 /// The dense form with layers of different widths, not all of which are a multiple of a matrix
-/// step: attention of 320 in full layers and 512 in others, networks of 512.
+/// step: attention of 512 in full layers and 320 in others, networks of 512. The wide pass has no
+/// windows with value heads of 40.
 pub(super) fn uneven() -> Value {
     let own = json!({
-        "v_head_dim": 40,
-        "swa_num_attention_heads": 16,
-        "swa_v_head_dim": 32,
+        "num_attention_heads": 16,
+        "v_head_dim": 32,
+        "swa_v_head_dim": 40,
         "intermediate_size": 512,
     });
     with_fields(dense(), &own)

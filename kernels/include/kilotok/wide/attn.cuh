@@ -8,10 +8,9 @@
 namespace kilotok::wide {
 
 // Whether the wide pass supports a kind of attention: full attention that the narrow pass streams,
-// and windows that it does not split into chunks. MiMo's target models have no others.
+// and short windows. The published target models have no others.
 template <int KIND>
-constexpr bool HAS_ATTENTION =
-    STREAMED<KIND> || (ATTENTIONS[KIND].window > 0 && WINDOW_PIECES<KIND> <= CONSUMER_WARPS);
+constexpr bool HAS_ATTENTION = STREAMED<KIND> || WindowSizes<KIND>::FIT;
 
 template <int KIND, bool FULL>
 struct AttnSharedOf {

@@ -12,10 +12,7 @@ template <int KIND>
 struct RowsShared {
   using S = WindowSizes<KIND>;
   static constexpr int HALVES = 2 * WINDOW_PIECES<KIND>;
-  // As many as fit shared memory with the members below.
-  static constexpr int STAGES =
-      smaller(2, (216 << 10) / (S::KEYS * (S::KEY_BYTES + S::VALUE_BYTES)));
-  static_assert(STAGES > 0, "a tile's keys fit shared memory");
+  static constexpr int STAGES = smaller(2, ROWS_STAGES_BYTES / S::STAGE_BYTES);
   alignas(128) char keys[STAGES][S::KEYS * S::KEY_BYTES];
   alignas(128) char values[STAGES][S::KEYS * S::VALUE_BYTES];
   alignas(8) uint64_t full[STAGES], empty[STAGES];

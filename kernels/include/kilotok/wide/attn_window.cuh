@@ -10,6 +10,9 @@
 namespace kilotok::wide {
 
 constexpr int WINDOW_POSITIONS = PIECE_KEYS;
+// Shared memory for the stages of the rings: a CTA's, without what `WindowShared` and `RowsShared`
+// have beside them.
+constexpr int WINDOW_STAGES_BYTES = 224 << 10, ROWS_STAGES_BYTES = 216 << 10;
 
 template <int KIND>
 struct WindowSizes {
@@ -17,11 +20,18 @@ struct WindowSizes {
   static constexpr int KEY_BYTES = A.qk_dim * 2, VALUE_BYTES = A.v_dim * 2;
   // Keys that a tile's tokens see, rounded to whole pieces.
   static constexpr int KEYS = align_up(A.window - 1, PIECE_KEYS) + WINDOW_POSITIONS;
-  // Stages of the ring, as many as have room in shared memory.
-  static constexpr int STAGES = smaller(3, (224 << 10) / (KEYS * (KEY_BYTES + VALUE_BYTES)));
-  static_assert(STAGES > 0, "a tile's keys fit shared memory");
+  static constexpr int STAGE_BYTES = KEYS * (KEY_BYTES + VALUE_BYTES);
+  // Stages of the ring.
+  static constexpr int STAGES = smaller(3, WINDOW_STAGES_BYTES / STAGE_BYTES);
+  // Dimensions of values that a warp computes at a time.
+  static constexpr int STRIP = smaller(A.v_dim, 64);
   // Keys of one bulk copy: they lie together in a page.
   static constexpr int COPY = PAGE_TOKENS % PIECE_KEYS == 0 ? PIECE_KEYS : GROUP_KEYS;
+  // Whether the kernels have this window: the narrow pass does not split it into chunks, strips are
+  // whole, and a tile's keys fit shared memory.
+  static constexpr bool FIT = A.window > 0 && WINDOW_PIECES<KIND> <= CONSUMER_WARPS &&
+                              A.v_dim % STRIP == 0 && STRIP % 16 == 0 &&
+                              STAGE_BYTES <= ROWS_STAGES_BYTES;
 };
 
 template <int KIND>
@@ -66,9 +76,7 @@ struct WindowHeads {
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int PIECES = WINDOW_PIECES<KIND>;
   static constexpr int SHARE = ceil_div(PIECES, Warps<KIND>::SHARES);
-  // Dimensions of values that are computed at a time.
-  static constexpr int STRIP = smaller(A.v_dim, 64), RUNS = STRIP / 8;
-  static_assert(A.v_dim % STRIP == 0 && STRIP % 16 == 0, "strips are whole");
+  static constexpr int STRIP = S::STRIP, RUNS = STRIP / 8;
 
   int lane;
   // The token's first piece: addresses of its keys and values, and its position.
@@ -276,7 +284,7 @@ __device__ __forceinline__ void produce_window(const AttnMemory& memory, Shared&
   for (int i = 0; i < COPIES; i++)
     places[i] = source.place(max(min(range.base + i * S::COPY, (range.end - 1) / S::COPY * S::COPY),
                                  range.first / S::COPY * S::COPY));
-  ring.acquire(S::KEYS * (S::KEY_BYTES + S::VALUE_BYTES));
+  ring.acquire(S::STAGE_BYTES);
 #pragma unroll
   for (int i = 0; i < COPIES; i++) {
     ptx::bulk_copy(ptx::shared_address(shared.keys[ring.stage]) + i * S::COPY * S::KEY_BYTES,
