@@ -77,6 +77,12 @@ fn acceptance_can_be_assumed() {
         let length = speculation["mean_acceptance_length"].as_f64().unwrap();
         assert!((1.7..3.2).contains(&length), "{length}");
     }
+    let accepted = |rule| {
+        let labels = r#"engine="0",model_name="toy",position="0",rule="#;
+        server.metric(&format!("kilotok:drafts_accepted_total{{{labels}\"{rule}\"}}"))
+    };
+    assert!(accepted("assumed") > 0.0);
+    assert_eq!(["match", "rejection"].map(accepted), [0.0; 2]);
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub(super) struct Speed {
     told_first_ms: Option<f64>,
     told_rate: Option<f64>,
     told_acceptance: Option<f64>,
+    /// Whether the server accepted drafts without verifying them.
+    assumed: bool,
 }
 
 #[expect(clippy::disallowed_methods, reason = "the app owns the clock")]
@@ -35,6 +37,7 @@ impl Speed {
             told_first_ms: None,
             told_rate: None,
             told_acceptance: None,
+            assumed: false,
         }
     }
 
@@ -58,8 +61,9 @@ impl Speed {
         let told = |old: Option<f64>, value: &Value| value.as_f64().or(old);
         self.told_first_ms = told(self.told_first_ms, &metrics["time_to_first_token_ms"]);
         self.told_rate = told(self.told_rate, &metrics["tokens_per_second"]);
-        let acceptance = &metrics["speculative_decoding"]["mean_acceptance_length"];
-        self.told_acceptance = told(self.told_acceptance, acceptance);
+        let drafts = &metrics["speculative_decoding"];
+        self.told_acceptance = told(self.told_acceptance, &drafts["mean_acceptance_length"]);
+        self.assumed |= drafts["verification"] == "assumed";
     }
 
     fn per_second(&self) -> Option<f64> {
@@ -86,16 +90,17 @@ fn tokens(count: u64) -> String {
 /// One line.
 impl fmt::Display for Speed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let assumed = if self.assumed { " (assumed)" } else { "" };
         write!(f, "{}", tokens(self.token_count))?;
         if let Some(speed) = self.per_second() {
-            write!(f, ", {speed:.1} a second")?;
+            write!(f, ", {speed:.1} a second{assumed}")?;
         }
         let seen = self.first.map(|(at, _)| at.as_secs_f64() * 1e3);
         if let Some(first) = self.told_first_ms.or(seen) {
             write!(f, ", first after {first:.0} ms")?;
         }
         if let Some(acceptance) = self.acceptance() {
-            write!(f, ", acceptance {acceptance:.2}")?;
+            write!(f, ", acceptance {acceptance:.2}{assumed}")?;
         }
         Ok(())
     }
@@ -141,5 +146,28 @@ mod tests {
             speed.to_string(),
             "8 tokens, 800.0 a second, first after 12 ms, acceptance 4.00"
         );
+    }
+
+    #[test]
+    fn what_rests_on_an_assumed_acceptance_is_marked() {
+        let mut speed = Speed::start();
+        let event = |verification: &str| {
+            json!({
+                "choices": [{}],
+                "usage": { "completion_tokens": 4 },
+                "metrics": {
+                    "tokens_per_second": 800.0,
+                    "speculative_decoding": {
+                        "verification": verification, "mean_acceptance_length": 4.0,
+                    },
+                },
+            })
+        };
+        speed.take_at(&event("rejection"), true, Duration::from_millis(50));
+        assert!(!speed.to_string().contains("assumed"), "{speed}");
+        speed.take_at(&event("assumed"), true, Duration::from_millis(60));
+        let line =
+            "4 tokens, 800.0 a second (assumed), first after 50 ms, acceptance 4.00 (assumed)";
+        assert_eq!(speed.to_string(), line);
     }
 }

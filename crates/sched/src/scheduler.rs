@@ -15,7 +15,7 @@ use crate::drafts::AcceptanceByRule;
 use crate::pages::{Pages, Shortage};
 use crate::request::{InFlightRow, Masks, Rank, Request};
 use crate::trials::Trials;
-use crate::{Cost, DraftCounts, GroupUsage, Limits, RequestId, Stats, Submission};
+use crate::{Cost, GroupUsage, Limits, RequestId, Stats, Submission};
 
 /// Decay of a step's weight in the cost model of all steps; short, as prompts come and go.
 const STEP_MEMORY: f64 = 0.98;
@@ -129,7 +129,6 @@ pub enum Misuse {
 impl Scheduler {
     pub fn new(caps: &Caps, limits: Limits) -> Self {
         let pages = Pages::new(caps, limits.prefix_cache);
-        let drafts = DraftCounts::new(caps.draft_max);
         Self {
             limits,
             running_max: limits.running(caps) as usize,
@@ -149,7 +148,7 @@ impl Scheduler {
             draft_costs: DraftCosts::new(caps.token_max),
             trials: Trials::new(limits.learning_share),
             acceptance: AcceptanceByRule::new(caps.draft_max),
-            stats: Stats { matched: drafts.clone(), judged: drafts, ..Stats::default() },
+            stats: Stats::new(caps.draft_max),
             next_id: 0,
             arrival_count: 0,
             caps: caps.clone(),

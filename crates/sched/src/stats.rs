@@ -21,10 +21,12 @@ pub struct Stats {
     pub output_count: u64,
     /// Rows that verified drafts.
     pub draft_row_count: u64,
-    /// Drafts that sample and match verified, or whose acceptance was assumed.
+    /// Drafts that sample and match verified.
     pub matched: DraftCounts,
     /// Drafts that rejection sampling verified.
     pub judged: DraftCounts,
+    /// Drafts whose acceptance was assumed.
+    pub assumed: DraftCounts,
 }
 
 /// Drafts of one rule, by their index in the row.
@@ -35,7 +37,7 @@ pub struct DraftCounts {
 }
 
 impl DraftCounts {
-    pub(crate) fn new(draft_max: u32) -> Self {
+    fn new(draft_max: u32) -> Self {
         let places = vec![0; draft_max as usize];
         Self { verified: places.clone(), accepted: places }
     }
@@ -54,6 +56,13 @@ pub struct GroupUsage {
 }
 
 impl Stats {
+    /// Nothing yet, of rows of up to `draft_max` drafts.
+    pub(crate) fn new(draft_max: u32) -> Self {
+        let drafts = DraftCounts::new(draft_max);
+        let (matched, judged, assumed) = (drafts.clone(), drafts.clone(), drafts);
+        Self { matched, judged, assumed, ..Self::default() }
+    }
+
     /// How full the fullest group is, among those that hold all positions of a text; 1 is full.
     /// Pages of windows say little: each step uses them anew, and there are enough for all slots.
     pub fn usage(&self) -> f64 {
@@ -64,7 +73,11 @@ impl Stats {
 
     pub(crate) fn count_drafts(&mut self, rule: Verification, verified: u32, accepted: u32) {
         self.draft_row_count += u64::from(verified > 0);
-        let counts = if rule.is_rejection() { &mut self.judged } else { &mut self.matched };
+        let counts = match rule {
+            Verification::Match => &mut self.matched,
+            Verification::Rejection { .. } => &mut self.judged,
+            Verification::Assumed { .. } => &mut self.assumed,
+        };
         for (counters, count) in
             [(&mut counts.verified, verified), (&mut counts.accepted, accepted)]
         {
@@ -81,14 +94,16 @@ mod tests {
 
     #[test]
     fn drafts_are_counted_by_the_rule_that_verified_them() {
-        let drafts = DraftCounts::new(3);
-        let mut stats = Stats { matched: drafts.clone(), judged: drafts, ..Stats::default() };
+        let mut stats = Stats::new(3);
         stats.count_drafts(Verification::Match, 3, 1);
         stats.count_drafts(Verification::Rejection { draft_temperature: 1.0 }, 2, 2);
+        stats.count_drafts(Verification::Assumed { chance: 0.5 }, 1, 1);
         stats.count_drafts(Verification::Match, 0, 0);
-        assert_eq!(stats.draft_row_count, 2);
+        assert_eq!(stats.draft_row_count, 3);
         assert_eq!((stats.matched.verified, stats.matched.accepted), (vec![1; 3], vec![1, 0, 0]));
         let judged = [stats.judged.verified, stats.judged.accepted];
         assert_eq!(judged, [[1, 1, 0], [1, 1, 0]].map(Vec::from));
+        let assumed = [stats.assumed.verified, stats.assumed.accepted];
+        assert_eq!(assumed, [[1, 0, 0], [1, 0, 0]].map(Vec::from));
     }
 }

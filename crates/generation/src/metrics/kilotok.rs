@@ -15,16 +15,17 @@ pub(super) struct KilotokSeries {
     pub(super) host_seconds: Histogram,
     pub(super) step_rows: Histogram,
     /// Drafts by position in the row, as pairs of verified and accepted: those verified by sample
-    /// and match, and below, by rejection sampling.
+    /// and match, by rejection sampling, and those whose acceptance was assumed.
     pub(super) matched: Vec<(IntCounter, IntCounter)>,
     pub(super) judged: Vec<(IntCounter, IntCounter)>,
+    pub(super) assumed: Vec<(IntCounter, IntCounter)>,
     /// For each page group: pages in use, and pages cached for later requests.
     usage: Vec<(Gauge, Gauge)>,
 }
 
 impl KilotokSeries {
     pub(super) fn new(make: &SeriesBuilder<'_>, caps: &Caps) -> Self {
-        let [matched, judged] = drafts(make, caps);
+        let [matched, judged, assumed] = drafts(make, caps);
         Self {
             plans_refused: make.counter(
                 "kilotok:plans_refused_total",
@@ -56,6 +57,7 @@ impl KilotokSeries {
             ),
             matched,
             judged,
+            assumed,
             usage: usage(make, caps),
         }
     }
@@ -70,7 +72,7 @@ impl KilotokSeries {
 }
 
 /// By rule and position: verified and accepted drafts.
-fn drafts(make: &SeriesBuilder<'_>, caps: &Caps) -> [Vec<(IntCounter, IntCounter)>; 2] {
+fn drafts(make: &SeriesBuilder<'_>, caps: &Caps) -> [Vec<(IntCounter, IntCounter)>; 3] {
     let labels = ["rule", "position"];
     let verified = make.counters_of(
         "kilotok:drafts_verified_total",
@@ -82,7 +84,7 @@ fn drafts(make: &SeriesBuilder<'_>, caps: &Caps) -> [Vec<(IntCounter, IntCounter
         "Drafts that were accepted, by the rule and their place in the row.",
         &labels,
     );
-    ["match", "rejection"].map(|rule| {
+    ["match", "rejection", "assumed"].map(|rule| {
         let places = (0..caps.draft_max).map(|place| place.to_string());
         let counters = places.map(|place| {
             let values = [rule, &place];

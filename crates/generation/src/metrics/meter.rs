@@ -109,6 +109,7 @@ impl Meter {
         for (series, now, seen) in [
             (&own.matched, &stats.matched, &seen.matched),
             (&own.judged, &stats.judged, &seen.judged),
+            (&own.assumed, &stats.assumed, &seen.assumed),
         ] {
             for (index, (verified_at, accepted_at)) in series.iter().enumerate() {
                 let verified = new(&now.verified, &seen.verified, index);

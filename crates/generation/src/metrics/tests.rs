@@ -63,6 +63,7 @@ const SINGLES: &[(&str, &str)] = &[
     ("kilotok:plans_refused_total", ""),
     ("kilotok:drafts_verified_total", r#"position="6",rule="match""#),
     ("kilotok:drafts_accepted_total", r#"position="0",rule="rejection""#),
+    ("kilotok:drafts_accepted_total", r#"position="0",rule="assumed""#),
     ("kilotok:pages_used", r#"group="2",kind="draft""#),
 ];
 
