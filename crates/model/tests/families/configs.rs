@@ -78,6 +78,15 @@ pub(crate) fn pro_fp4() -> Value {
     pro(json!({"store_dtype": "mxfp4", "mxfp4_block_size": 32}))
 }
 
+/// V2.6-Pro: V2.5-Pro with towers and routers in BF16.
+pub(crate) fn v2_6_pro() -> Value {
+    merge(merge(pro_fp4(), towers()), json!({"moe_router_dtype": "bfloat16"}))
+}
+
+fn towers() -> Value {
+    json!({"vision_config": {"depth": 32}, "audio_config": {"layers": 12}})
+}
+
 pub(crate) fn pro_fp8() -> Value {
     pro(json!({"store_dtype": "fp8"}))
 }
@@ -110,8 +119,7 @@ fn size_48() -> Value {
 }
 
 pub(crate) fn v2_5() -> Value {
-    let towers = json!({"vision_config": {"depth": 32}, "audio_config": {"layers": 12}});
-    mimo(merge(size_48(), towers), json!({"store_dtype": "fp8"}), 48, GLOBAL_48)
+    mimo(merge(size_48(), towers()), json!({"store_dtype": "fp8"}), 48, GLOBAL_48)
 }
 
 /// V2.6-Flash: V2.5 with experts in MXFP4 and routers in BF16.
@@ -254,6 +262,33 @@ pub(crate) fn qwen3_coder_fp8() -> Value {
         },
     });
     merge(qwen3_moe(), coder)
+}
+
+/// z-lab's drafter of Qwen3-Coder-30B-A3B-Instruct. Published of it are the number of rows, the
+/// taps, the number of layers and some 0.5 G parameters; the other fields are the target's.
+pub(crate) fn qwen3_coder_drafter() -> Value {
+    json!({
+        "architectures": ["DFlashDraftModel"],
+        "attention_bias": false,
+        "block_size": 16,
+        "dflash_config": {"mask_token_id": 151_669, "target_layer_ids": [1, 12, 23, 34, 45]},
+        "dtype": "bfloat16",
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "layer_types": vec!["full_attention"; 8],
+        "max_position_embeddings": 262_144,
+        "model_type": "qwen3",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 8,
+        "num_key_value_heads": 4,
+        "num_target_layers": 48,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000_000,
+        "tie_word_embeddings": false,
+        "vocab_size": 151_936,
+    })
 }
 
 pub(crate) fn gpt_oss_20b() -> Value {

@@ -190,6 +190,45 @@ fn v2_6_flash_fits_two_gpus_of_141_gb() {
     }
 }
 
+/// V2.6-Pro has the weights of V2.5-Pro, but for the type of its routers.
+#[test]
+fn v2_6_pro_is_v2_5_pro_with_bf16_routers() {
+    let spec = with_drafter(&configs::v2_6_pro(), &v2_6_drafter(configs::pro_drafter()));
+    assert!(spec.multimodal);
+    for layer in &spec.layers[1..] {
+        let FeedForwardSpec::Experts(experts) = &layer.feed_forward else { panic!("experts") };
+        assert_eq!(experts.router.dtype, RouterDtype::Bf16);
+    }
+    let older = with_drafter(&configs::pro_fp4(), &configs::pro_drafter());
+    let shapes = |spec| -> Vec<_> {
+        let decls = declare(spec).into_iter();
+        decls.map(|decl| (decl.name, decl.shape, decl.format)).collect()
+    };
+    assert_eq!(shapes(&spec), shapes(&older));
+    for count in [1, 2, 4, 8] {
+        check_ranks(&spec, count).unwrap();
+    }
+}
+
+#[test]
+fn v2_5_dflash_is_v2_5_with_a_drafter() {
+    let spec = with_drafter(&configs::v2_5(), &configs::v2_5_drafter());
+    let drafter = spec.drafter.as_ref().unwrap();
+    assert_eq!((drafter.rows, drafter.mask_token, drafter.layers.len()), (8, 151_675, 5));
+    assert_eq!(drafter.taps, [0, 11, 23, 35, 47]);
+    for layer in &drafter.layers {
+        let attention = &layer.attention;
+        assert_eq!(
+            (attention.q_heads, attention.kv_heads, attention.window()),
+            (64, 8, Some(1024))
+        );
+        assert_eq!((attention.qk_norm_eps, attention.value_scale), (Some(1e-6), 0.612));
+    }
+    for count in [1, 2, 4, 8] {
+        check_ranks(&spec, count).unwrap();
+    }
+}
+
 /// V2.6 drafters list their layers' types instead of saying `use_swa`.
 fn v2_6_drafter(mut config: Value) -> Value {
     config["layer_types"] = vec!["sliding_attention"; 5].into();

@@ -7,7 +7,7 @@ use kilotok_model::{
 use serde_json::{Value, json};
 
 use crate::configs;
-use crate::published::{spec, stored_totals};
+use crate::published::{spec, stored_totals, with_drafter};
 use crate::refusals::{changed, refuses_config};
 
 #[test]
@@ -57,6 +57,27 @@ fn fp8_is_all_but_tables_routers_and_norms() {
         assert_eq!(matches!(decl.format, Format::Fp8 { .. }), is_matrix, "{}", decl.name);
     }
     assert_eq!(spec.stacked_experts_name(), None);
+}
+
+/// 0.474 G parameters. Its rows are two tiles of tokens.
+#[test]
+fn its_drafter_has_16_rows_and_full_attention() {
+    let spec = with_drafter(&configs::qwen3_coder_fp8(), &configs::qwen3_coder_drafter());
+    let drafter = spec.drafter.as_ref().unwrap();
+    assert_eq!((drafter.rows, drafter.layers.len(), drafter.own_mask), (16, 8, false));
+    assert_eq!(drafter.taps, [1, 12, 23, 34, 45]);
+    for layer in &drafter.layers {
+        let attention = &layer.attention;
+        assert!(!attention.bias && !attention.sinks && attention.window().is_none());
+        assert_eq!(attention.rope, spec.layers[0].attention.rope);
+        assert_eq!(attention.qk_norm_eps, Some(1e-6));
+    }
+    let own = declare(&spec).into_iter().filter(|decl| decl.part == Part::Drafter);
+    let values: usize = own.map(|decl| decl.rows() * decl.cols()).sum();
+    assert_eq!((values + 500_000) / 1_000_000, 474);
+    for count in [1, 2, 4, 8] {
+        check_ranks(&spec, count).unwrap();
+    }
 }
 
 /// Layers without experts, of which the published files have none.
