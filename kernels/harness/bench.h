@@ -163,9 +163,9 @@ double best_us(int repeats, Run run_ms) {
 // The fastest read bandwidth, in bytes a second: measured on an H200.
 constexpr double FASTEST = 4.55e12;
 
-// Prints a time beside the share of that bandwidth which it reaches.
+// Prints a time beside the share of that bandwidth which it reaches, on whichever GPU.
 inline void print_time(const char* name, double us, double bytes) {
-  std::printf("%s: %.2f us, %.1f MB, %.1f %% of 4.55 TB/s\n", name, us, bytes / 1e6,
+  std::printf("%s: %.2f us, %.1f MB, %.1f %% of an H200's 4.55 TB/s\n", name, us, bytes / 1e6,
               100 * bytes / FASTEST / (us * 1e-6));
 }
 

@@ -5,6 +5,9 @@
 //! - gpt-oss's gate clipped from below too, or without adding one to up: tests of the activation in
 //!   `crates/cpu`, and the self-check of `make_families.py`;
 //! - YaRN read from only one of the two fields that may hold it: tests of `crates/model`.
+//!
+//! Not detected: normed values rounded to BF16 before their weights multiply them, or after. These
+//! fixtures are in F32, where both orders are the same; an engine that rounds may do either.
 
 use kilotok_model::LayerWeight::{
     DownBias, GateBias, KeyBias, OutputBias, QueryBias, RouterBias, UpBias, ValueBias,
