@@ -3,7 +3,7 @@
 //! eighths on fewer. An eighth of all layers is compared with itself.
 
 use kilotok_cpu::CpuOptions;
-use kilotok_engine::difference;
+use kilotok_engine::{Engine, difference};
 use kilotok_model::{Knobs, ModelSpec, read_config};
 use kilotok_testkit::host::{Host, How, Reply, Request};
 use kilotok_weights::Dummy;
@@ -24,19 +24,45 @@ const PROMPT: (u64, usize) = (1, 150);
 /// last one often has no clear lead.
 const BOUNDS: Bounds = Bounds { half: 0.02, most: 0.035, clear: 0.045, all: 1.0 };
 
-/// With all layers: prompts that fill steps of one tile of tokens and of several, and below, the
-/// number of tokens generated after them. Long prompts have keys of many windows and of many
-/// chunks.
-const DEEP_PROMPTS: [usize; 6] = [5, 20, 64, 150, 300, 1000];
+/// Tokens of a step with all layers: the longest chunk of the wide pass.
+const DEEP_STEP: u32 = 8192;
+/// Tokens of the longest prompt, which is a chunk of `DEEP_STEP` tokens and one for the narrow
+/// pass; below, more positions than its request has, and pages for three of them.
+const DEEP_LENGTH: usize = 8203;
+const DEEP_POSITIONS: u32 = 8256;
+const DEEP_PAGES: u32 = 3 * DEEP_POSITIONS / DEEP_PAGE_TOKENS;
+/// As in a server.
+const DEEP_PAGE_TOKENS: u32 = 16;
+/// Tokens generated after a prompt.
 const DEEP_TOKENS: u32 = 20;
-/// More positions than the longest request has.
-const DEEP_POSITIONS: u32 = 2048;
-/// Prompt tokens of a row: full steps, and steps of other numbers of tiles.
-const DEEP_CHUNKS: [u32; 7] = [64, 57, 33, 16, 9, 1000, 130];
-/// Tokens of a step. Prompts in large chunks run in the wide pass.
-const DEEP_STEP: u32 = 1024;
-/// Number of repetitions. A race was seen once in some ten thousand layers.
-const DEEP_TURNS: u64 = 12;
+/// Prompt tokens of a row for the replies with which others are compared: those of the narrow
+/// pass.
+const DEEP_CHUNK: u32 = 64;
+
+/// Requests that run alone and together, in chunks of each of these lengths, this many times. A
+/// race was seen once in some ten thousand layers.
+struct Deep {
+    /// Number of tokens, and whether they are scored: then all logits are compared, and a row has
+    /// at most as many tokens as a step may want logits of.
+    prompts: &'static [(usize, bool)],
+    chunks: &'static [u32],
+    turns: u64,
+}
+
+const DEEP: [Deep; 2] = [
+    // Prompts and chunks that fill steps of one tile of tokens and of several.
+    Deep {
+        prompts: &[(5, true), (20, true), (64, true), (150, true), (300, true), (1000, true)],
+        chunks: &[57, 33, 16, 9, 8, 1000, 130],
+        turns: 2,
+    },
+    // Keys of many windows and of many chunks. One prompt ends with the longest chunk.
+    Deep {
+        prompts: &[(DEEP_LENGTH, false), (DEEP_STEP as usize, false), (DEEP_LENGTH, true)],
+        chunks: &[DEEP_STEP, 1000, 4099, 333],
+        turns: 2,
+    },
+];
 
 fn spec(slice: &str) -> ModelSpec {
     let mut config: Value = serde_json::from_str(slice).unwrap();
@@ -82,46 +108,60 @@ fn all_of_full_width_is_the_references() {
     compare(8, include_str!("../../benches/models/slice_8/config.json"));
 }
 
-/// Invariant 10 where it is hardest to keep: with all layers, at full width, repeatedly.
+/// Invariant 10 where it is hardest to keep: with all layers, at full width, repeatedly, in chunks
+/// up to the longest. The tokens after a prompt depend on all of its pages.
 #[test]
 #[ignore = "weights fill 70 GB of a GPU"]
 fn an_eighth_of_full_depth_is_the_same_each_time() {
     needs_gpus!(1);
     let slice = include_str!("../../benches/models/slice/config.json");
     let spec = read_config("config.json", slice, &Knobs::default()).unwrap();
-    // The same page size as in a server.
     let sizes = CpuOptions {
         position_max: DEEP_POSITIONS,
-        page_tokens: 16,
+        page_tokens: DEEP_PAGE_TOKENS,
+        page_count: DEEP_PAGES,
         token_max: DEEP_STEP,
         ..sizes(1)
     };
     let mut engine = cuda_from(&spec, &Dummy::new(0), &sizes);
-    let request = |(seed, length)| scored(spec.vocab_size, seed, length, DEEP_TOKENS);
-    let requests: Vec<Request> = (0..).zip(DEEP_PROMPTS).map(request).collect();
-    let mut replies = |seed, chunk, together: bool| -> Vec<Reply> {
-        let mut host = Host::new(&mut *engine, seed);
-        let how = How { chunk, ..How::default() };
-        if together {
-            let jobs: Vec<_> = requests.iter().map(|request| (request, &how)).collect();
-            return host.run_all(&jobs).unwrap();
-        }
-        requests.iter().map(|request| host.run(request, &how).unwrap()).collect()
-    };
-    // In chunks of one tile of tokens.
-    let expected = replies(0, 8, false);
-    let mut wrong = 0;
-    // Each turn uses other slots and pages.
-    for turn in 0..DEEP_TURNS {
-        for (chunk, together) in DEEP_CHUNKS.iter().flat_map(|&c| [(c, false), (c, true)]) {
-            let found = replies(turn, chunk, together);
-            for ((expected, found), length) in expected.iter().zip(&found).zip(DEEP_PROMPTS) {
-                if let Some(difference) = difference(expected, found) {
-                    println!("{length} tokens by {chunk}, together {together}: {difference}");
-                    wrong += 1;
+    let caps = engine.caps();
+    assert_eq!((caps.token_max, caps.wide_from), (DEEP_STEP, Some(DEEP_CHUNK + 1)));
+    let wrong: Vec<String> = DEEP.iter().flat_map(|deep| deep.wrong(&mut *engine)).collect();
+    assert!(wrong.is_empty(), "{} replies were not the same: {wrong:#?}", wrong.len());
+}
+
+impl Deep {
+    /// The replies that were not the same, each with the first difference.
+    fn wrong(&self, engine: &mut dyn Engine) -> Vec<String> {
+        let vocab_size = engine.caps().vocab_size as usize;
+        let request = |(seed, &(length, score))| Request {
+            score,
+            ..scored(vocab_size, seed, length, DEEP_TOKENS)
+        };
+        let requests: Vec<Request> = (0..).zip(self.prompts).map(request).collect();
+        let mut replies = |seed, chunk, together: bool| -> Vec<Reply> {
+            let mut host = Host::new(engine, seed);
+            let how = How { chunk, ..How::default() };
+            if together {
+                let jobs: Vec<_> = requests.iter().map(|request| (request, &how)).collect();
+                return host.run_all(&jobs).unwrap();
+            }
+            requests.iter().map(|request| host.run(request, &how).unwrap()).collect()
+        };
+        let expected = replies(0, DEEP_CHUNK, false);
+        let mut wrong = Vec::new();
+        // Each turn uses other slots and pages.
+        for turn in 0..self.turns {
+            for (chunk, together) in self.chunks.iter().flat_map(|&c| [(c, false), (c, true)]) {
+                let found = replies(turn, chunk, together);
+                for (index, (length, _)) in self.prompts.iter().enumerate() {
+                    let difference = difference(&expected[index], &found[index]);
+                    wrong.extend(difference.map(|difference| {
+                        format!("{length} tokens by {chunk}, together {together}: {difference}")
+                    }));
                 }
             }
         }
+        wrong
     }
-    assert_eq!(wrong, 0, "replies that were not the same");
 }
