@@ -190,3 +190,12 @@ fn the_wide_pass_keeps_the_law() {
     let sizes = Sizes { token_max: WIDE_TOKENS, ..few_tokens() };
     check(&mut *cuda_wide(&PRO, &sizes, 0), SETTINGS);
 }
+
+#[test]
+fn the_wide_pass_keeps_the_law_of_families() {
+    needs_gpus!(1);
+    let sizes = Sizes { token_max: WIDE_TOKENS, ..few_tokens() };
+    for checkpoint in [&QWEN3_MOE, &QWEN3_DENSE, &GPT_OSS] {
+        check(&mut *cuda_wide(checkpoint, &sizes, 0), FEW_SETTINGS);
+    }
+}
