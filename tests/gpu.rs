@@ -71,6 +71,10 @@ conformance!(cuda_pro_both, || cuda_wide(&PRO, &wide(1), TILE), absent(1));
 conformance!(cuda_pro_both_2_ranks, || cuda_wide(&PRO, &wide(2), TILE), absent(2));
 conformance!(cuda_pro_both_8_ranks, || cuda_wide(&PRO, &wide(8), TILE), absent(8));
 conformance!(cuda_qwen3_moe_both_2_ranks, || cuda_wide(&QWEN3_MOE, &wide(2), TILE), absent(2));
+conformance!(cuda_qwen3_fp8_both, || cuda_wide(&QWEN3_FP8, &wide(1), TILE), absent(1));
+conformance!(cuda_gpt_oss_both, || cuda_wide(&GPT_OSS, &wide(1), TILE), absent(1));
+conformance!(cuda_v2_6_flash_both, || cuda_wide(&V2_6_FLASH, &wide(1), TILE), absent(1));
+conformance!(cuda_demo_both, || cuda_wide(&DEMO, &long_and_wide(1), TILE), absent(1));
 conformance!(cuda_demo_2_ranks, || cuda_of(&DEMO, &long(2)), absent(2));
 conformance!(cuda_demo_4_ranks, || cuda_of(&DEMO, &long(4)), absent(4));
 conformance!(cuda_demo_8_ranks, || cuda_of(&DEMO, &long(8)), absent(8));
@@ -199,6 +203,10 @@ fn long(rank_count: usize) -> CpuOptions {
 /// For steps with more tokens than the narrow pass takes.
 fn wide(rank_count: usize) -> CpuOptions {
     CpuOptions { token_max: WIDE_TOKENS, ..sizes(rank_count) }
+}
+
+fn long_and_wide(rank_count: usize) -> CpuOptions {
+    CpuOptions { token_max: WIDE_TOKENS, ..long(rank_count) }
 }
 
 fn cpu(checkpoint: &Checkpoint) -> Box<dyn Engine> {

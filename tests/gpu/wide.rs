@@ -2,6 +2,7 @@
 //! length, the reply must have the same bits, and so must the pages that it reads and the drafter's
 //! context.
 
+use kilotok_abi::TokenId;
 use kilotok_cpu::CpuOptions;
 use kilotok_engine::{Engine, difference};
 use kilotok_testkit::Random;
@@ -10,7 +11,7 @@ use kilotok_weights::Checkpoint;
 
 use crate::{
     DEMO, GPT_OSS, PRO, PRO_DENSE, QWEN3_DENSE, QWEN3_EXPERTS, QWEN3_FP8, QWEN3_MOE, TILE,
-    V2_6_FLASH, WIDE_EXPERTS, WIDE_TOKENS, cuda_wide, long, sizes, start_cuda, wide,
+    V2_6_FLASH, WIDE_EXPERTS, cuda_wide, long_and_wide, sizes, start_cuda, wide,
 };
 
 /// Tokens of the prompt: more than twice the number that a CTA of the wide pass multiplies, more
@@ -71,6 +72,42 @@ fn compare(name: &str, checkpoint: &Checkpoint, ranks: usize, cases: &[(u32, &[u
             }
         }
     }
+}
+
+/// For emulated GPUs: a prompt of an odd number of tokens in one chunk, in other pages.
+fn compare_few(name: &str, checkpoint: &Checkpoint, prompt: Vec<TokenId>) {
+    needs_gpus!(1);
+    let sizes = CpuOptions { token_max: prompt.len() as u32, ..sizes(1) };
+    let request = Request::greedy(prompt, 2);
+    let expected = reply(&mut *crate::cuda(checkpoint, 1), &request, u32::MAX);
+    let mut engine = cuda_wide(checkpoint, &sizes, TILE);
+    let how = how(&*engine, u32::MAX);
+    let found = Host::new(&mut *engine, 1).run(&request, &how).unwrap();
+    same(&expected, &found, name);
+}
+
+/// A model of each kind.
+#[test]
+fn few_wide_steps_have_the_narrow_passes_bits() {
+    const LENGTH: usize = 75;
+    for (name, checkpoint) in [
+        ("pro dense", &PRO_DENSE),
+        ("wide experts", &WIDE_EXPERTS),
+        ("v2.6 flash", &V2_6_FLASH),
+        ("qwen3 moe", &QWEN3_MOE),
+        ("qwen3 fp8", &QWEN3_FP8),
+        ("gpt-oss", &GPT_OSS),
+    ] {
+        compare_few(name, checkpoint, prompt(checkpoint, 3, LENGTH).prompt);
+    }
+}
+
+/// All tokens are the same, so some experts have all of them, and others none.
+#[test]
+fn few_wide_steps_of_few_experts_have_the_narrow_passes_bits() {
+    /// Two runs of 96 rows, and one of 79, of 80 columns, the last of which were once left out.
+    const LENGTH: usize = 271;
+    compare_few("qwen3 fp8", &QWEN3_FP8, vec![3; LENGTH]);
 }
 
 #[test]
@@ -153,9 +190,8 @@ fn the_kernel_for_one_token_has_the_wide_passes_bits_in_a_long_context() {
     for (name, checkpoint) in [("gpt-oss", &GPT_OSS), ("qwen3 experts", &QWEN3_EXPERTS)] {
         let how = How { drafts: Drafts::Held { made: 0, used: 0 }, ..How::default() };
         let request = prompt(checkpoint, 5, LENGTH);
-        let sizes = CpuOptions { token_max: WIDE_TOKENS, ..long(1) };
         let [expected, found] = [0, TILE].map(|above| {
-            let mut engine = cuda_wide(checkpoint, &sizes, above);
+            let mut engine = cuda_wide(checkpoint, &long_and_wide(1), above);
             Host::new(&mut *engine, 0).run(&request, &how).unwrap()
         });
         assert_eq!(difference(&expected, &found), None, "{name}");
@@ -164,31 +200,42 @@ fn the_kernel_for_one_token_has_the_wide_passes_bits_in_a_long_context() {
 
 /// Without drafts a step of users has one token of each row, which small models attend in other
 /// ways than longer rows.
-#[test]
-fn steps_of_users_have_the_bits_of_a_user_alone() {
-    // In the kernel for one tile of tokens, in that for more, and in the wide pass.
-    const NARROW: u32 = 64;
-    const STEPS: [(u32, usize); 3] = [(TILE, 7), (NARROW, 20), (TILE, 20)];
-    // Some are longer than a chunk of keys.
-    const LENGTHS: [usize; KINDS] = [2, 9, 40, 130, 150];
+fn compare_users(steps: &[(u32, usize)], lengths: &[usize], token_max: u32) {
     needs_gpus!(1);
     for (name, checkpoint) in [("gpt-oss", &GPT_OSS), ("qwen3 fp8", &QWEN3_FP8)] {
         let how = How { drafts: Drafts::Held { made: 0, used: 0 }, ..How::default() };
-        let requests = LENGTHS.map(|length| prompt(checkpoint, length as u64, length));
+        let request =
+            |&length: &usize| Request { token_max, ..prompt(checkpoint, length as u64, length) };
+        let requests: Vec<_> = lengths.iter().map(request).collect();
         let mut alone = crate::cuda(checkpoint, 1);
         let mut run = |request| Host::new(&mut *alone, 0).run(request, &how).unwrap();
-        let expected = requests.each_ref().map(&mut run);
+        let expected: Vec<_> = requests.iter().map(&mut run).collect();
         drop(alone);
-        for (wide_above, users) in STEPS {
+        for &(wide_above, users) in steps {
             let mut engine = engine(checkpoint, 1, wide_above);
             let jobs: Vec<_> = requests.iter().cycle().take(users).map(|of| (of, &how)).collect();
             let found = Host::new(&mut *engine, 0).run_all(&jobs).unwrap();
             for (index, found) in found.iter().enumerate() {
-                let difference = difference(&expected[index % KINDS], found);
+                let difference = difference(&expected[index % expected.len()], found);
                 assert_eq!(difference, None, "{name}, {users} users, user {index}");
             }
         }
     }
+}
+
+#[test]
+fn steps_of_users_have_the_bits_of_a_user_alone() {
+    // In the kernel for one tile of tokens, in that for more, and in the wide pass. Some prompts
+    // are longer than a chunk of keys.
+    const NARROW: u32 = 64;
+    let steps = [(TILE, 7), (NARROW, 20), (TILE, 20)];
+    compare_users(&steps, &[2, 9, 40, 130, 150], TOKENS);
+}
+
+/// For emulated GPUs: in the wide pass.
+#[test]
+fn steps_of_few_users_have_the_bits_of_a_user_alone() {
+    compare_users(&[(TILE, 17)], &[2, 9, 40], 2);
 }
 
 /// Of the drafter's keys and values, those that no later row may read are not computed. They are
