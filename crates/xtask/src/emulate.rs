@@ -33,18 +33,19 @@ const BUILD_CASES: [&str; 3] = ["build", "--workspace", "--example=device_cases"
 const CASES: Program = Program { name: "cases", kind: "example", target: "device_cases" };
 const CASES_PERCENT: &str = "5";
 
-/// The tests that run by default, in a minute or two on two cores: every kernel, one tile of tokens
-/// and several, one rank and as many as possible.
+/// The tests that run by default, in a few minutes on two cores: every kernel, one tile of tokens
+/// and several, one rank and as many as possible, and the bits of both passes with every kind of
+/// model.
 const SHORT: [&str; 9] = [
     "cuda_flash::order",
-    "cuda_flash::places",
     "cuda_flash::faults",
     "cuda_wide_experts::drops",
     "cuda_pro_8_ranks::order",
-    "cuda_wide_experts::order",
     "phases::",
     "overflow::",
     "few_random_plans",
+    "few_wide_steps",
+    "steps_of_few_users",
 ];
 /// Tests beyond the engine's own: the doorbell, agreement of ranks, and engines that break, also
 /// below a server. They break by a rank that dies or does not respond to its doorbell, but not by
