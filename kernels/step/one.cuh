@@ -20,7 +20,8 @@ constexpr bool can_attend_one() {
   constexpr bool STREAMS = STREAMED<KIND> && HEADS && HeadTiles<KIND>::COUNT == 1 &&
                            A.v_dim % (8 * ONE_RUNS<KIND>) == 0;
   constexpr bool WINDOW = A.paired && A.window > 0 && !IN_CHUNKS<KIND, false>;
-  return (STREAMS || WINDOW) && IS_HELD<QkvMatrix<KIND>> && IS_HELD<OutputMatrix<KIND>> &&
+  return (STREAMS || WINDOW) && SharedRow<QkvMatrix<KIND>>::FITS &&
+         SharedRow<OutputMatrix<KIND>>::FITS &&
          A.paired == ATTENTIONS[0].paired;
 }
 template <int KIND>
@@ -42,7 +43,7 @@ constexpr bool can_attend_all() {
 }
 // Whether the model has a kernel for one token.
 constexpr bool HAS_ONE = RANKS == 1 && OWNER_ROWS <= 32 && HIDDEN <= POLLED_HIDDEN_MAX &&
-                         IS_HELD<HeadMatrix> && TOKENS_MAX >= ONE_TOKEN_ROWS &&
+                         SharedRow<HeadMatrix>::FITS && TOKENS_MAX >= ONE_TOKEN_ROWS &&
                          DRAFT_FEED_FORWARD == 1 && can_feed_one<0>() && can_attend_all();
 
 // Whether the barrier of a layer is only waited for behind attention, which polls. Where the
@@ -147,6 +148,8 @@ __device__ __forceinline__ void attention_one(W& w, const LayerMemory& layer, in
   cta.stamp(Stamp::Attention);
   with_matrix<OutputOf, 0, Target::ATTENTION_END>(layer.attention, [&](auto kind) {
     constexpr int A = decltype(kind)::value;
+    // The scratch memory, which will hold the row, is no longer read.
+    cta.sync();
     w.with_pipeline([&](Ring& ring, Sums& sums) {
       gemm_row<OutputMatrix<A>>(
           cta, ring, sums,

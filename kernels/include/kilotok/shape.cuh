@@ -69,5 +69,10 @@ __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / 
 __host__ __device__ constexpr int align_up(int a, int b) { return ceil_div(a, b) * b; }
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+// The largest divisor of a number that is at most another.
+__host__ __device__ constexpr int divisor(int number, int most) {
+  while (number % most != 0) most--;
+  return most;
+}
 
 }  // namespace kilotok

@@ -194,9 +194,14 @@ struct Multiplier {
     chunk.load(ahead.page() + in_page * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
   }
 
+  // The operand in registers, by step.
+  __device__ __forceinline__ auto held_operand() const {
+    return [this](int step, OperandChunk (&x)[1]) { x[0] = held[step][0]; };
+  }
+
   __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, float (&acc)[1][4]) const {
     if constexpr (HELD)
-      multiply(cta, ring, acc, [&](int step, OperandChunk (&x)[1]) { x[0] = held[step][0]; });
+      multiply(cta, ring, acc, held_operand());
     else
       multiply(cta, ring, acc, [&](int step, OperandChunk (&x)[1]) { load(cta, step, x); });
   }
@@ -223,13 +228,18 @@ struct Multiplier {
   }
 };
 
-// One page of the weights that a warp multiplies next, in registers, which serve as the ring's
-// fourth page: they are free while the operand is waited for.
+// Steps of a page of the ring, and of the weights that a warp holds ahead by default: a page, if
+// then a step's weights are always in the same registers.
 template <class M>
+constexpr int STEPS_OF_PAGE = smaller(M::PAGE_STEPS, M::STEPS);
+template <class M>
+constexpr int DEFAULT_AHEAD = M::STEPS % STEPS_OF_PAGE<M> == 0 ? STEPS_OF_PAGE<M> : 1;
+
+// The weights of the COUNT steps that a warp multiplies next, in registers, which serve as another
+// page of the ring: they are free while the operand is waited for.
+template <class M, int COUNT = DEFAULT_AHEAD<M>>
 struct WeightsAhead {
-  // A step's weights are always in the same registers.
-  static constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS);
-  static constexpr int COUNT = M::STEPS % PAGE_STEPS == 0 ? PAGE_STEPS : 1;
+  static constexpr int PAGE_STEPS = STEPS_OF_PAGE<M>;
   Chunk<M::FORMAT> chunks[COUNT];
 
   // For a CTA that has units.
@@ -247,15 +257,17 @@ struct WeightsAhead {
     if (in_page == PAGE_STEPS - 1 || step == M::STEPS - 1) ring.release(cta.lane());
   }
 
-  // Multiplies a unit with its operand. If there is `more`, the first weights of the next unit are
-  // loaded.
-  template <class Held>
-  __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, const Held& held, bool more,
+  // Multiplies a unit; `operand(step, x)` gets a step's part of the operand. If there is `more`,
+  // the first weights of the next unit are loaded.
+  template <class Operand>
+  __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, Operand operand, bool more,
                                        float (&acc)[1][4]) {
 #pragma unroll
     for (int step = 0; step < M::STEPS; step++) {
+      OperandChunk x[1];
+      operand(step, x);
       if (M::has_columns(step, cta.warp() % M::COLUMN_WARPS))
-        chunks[step % COUNT].multiply(acc, held[step]);
+        chunks[step % COUNT].multiply(acc, x);
       if (step + COUNT < M::STEPS || more) fetch(cta, ring, (step + COUNT) % M::STEPS);
     }
   }
@@ -504,7 +516,7 @@ __device__ __forceinline__ void gemm_tile(const Cta& cta, Ring& ring, Sums& sums
     if (!has_units) return;
     const Multiplier<M, true> multiplier(cta, operand, row_bytes, row_of);
     each_unit([&](int unit, float(&acc)[1][4]) {
-      ahead.unit(cta, ring, multiplier.held, unit + M::CTAS < M::UNITS, acc);
+      ahead.unit(cta, ring, multiplier.held_operand(), unit + M::CTAS < M::UNITS, acc);
     });
   } else {
     wait_input();

@@ -142,20 +142,74 @@ struct PolledRms {
   }
 };
 
+// The columns of a warp in a row that is polled for, in shared memory behind the partial sums:
+// `[parts][steps]`, a chunk's columns each. Warps with the same part write the same bytes. `also`
+// is as in `PolledOperand`.
+template <class M>
+struct SharedRow {
+  static constexpr int CHUNK_BYTES = CHUNK_COLUMNS * 2, PART_BYTES = M::STEPS * CHUNK_BYTES;
+  static constexpr int PIECES = CHUNK_BYTES / 16, COUNT = M::STEPS * PIECES;
+  static constexpr int LOADS = ceil_div(COUNT, 32);
+  static constexpr bool FITS =
+      sizeof(SumMemory::parts) + M::COLUMN_WARPS * PART_BYTES <= SCRATCH_BYTES;
+  uint32_t own;
+
+  template <class Also>
+  __device__ __forceinline__ SharedRow(const Cta& cta, SumMemory& scratch, const char* row,
+                                       Also& also) {
+    const int part = cta.warp() % M::COLUMN_WARPS;
+    char* to = scratch.scratch + sizeof(SumMemory::parts) + part * PART_BYTES;
+    own = ptx::shared_address(to);
+    // Beyond the last piece, the last again.
+    const auto piece = [&](int i) { return smaller(cta.lane() + i * 32, COUNT - 1); };
+    uint4 v[LOADS];
+    poll<true>([&] {
+      uint32_t missing = 0;
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) {
+        const uint32_t step = piece(i) / PIECES, in = piece(i) % PIECES;
+        v[i] = ptx::load_l2(
+            static_cast<const void*>(row + (step * M::COLUMN_WARPS + part) * CHUNK_OPERAND_BYTES +
+                                     in / 4 * 512 + in % 4 * 16));
+      }
+      also.load();
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) missing |= missing_halves(v[i]);
+      return missing == 0 && also.are_published();
+    });
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) *reinterpret_cast<uint4*>(to + piece(i) * 16) = v[i];
+    __syncwarp();
+  }
+};
+
+// Steps whose weights a warp holds in registers while it polls for the row: as many as these
+// registers have room for. If a CTA may have several units, a step's weights must always be in the
+// same registers.
+constexpr int WEIGHT_REGISTERS = 64;
+template <class M>
+constexpr int STEPS_HELD = [] {
+  constexpr int MOST = WEIGHT_REGISTERS * 4 / sizeof(Chunk<M::FORMAT>);
+  return M::UNITS <= M::CTAS ? smaller(M::STEPS, MOST) : divisor(M::STEPS, MOST);
+}();
+
 // Multiplies this CTA's units, from `first` on, with a row that is polled for.
 template <class M, class Also>
 __device__ __forceinline__ void gemm_row(const Cta& cta, Ring& ring, Sums& sums, const char* row,
                                          int first, Also also) {
-  static_assert(IS_HELD<M>, "the row is held in registers");
+  static_assert(SharedRow<M>::FITS, "the row has room");
   if (first >= M::UNITS) return;
-  WeightsAhead<M> ahead = {};
+  WeightsAhead<M, STEPS_HELD<M>> ahead = {};
   ahead.begin(cta, ring);
-  const PolledOperand<M> operand(cta, row, also);
+  const SharedRow<M> operand(cta, sums.memory, row, also);
   also.finish();
 #pragma unroll 1
   for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
     float acc[1][4] = {};
-    ahead.unit(cta, ring, operand.held, unit + M::CTAS < M::UNITS, acc);
+    ahead.unit(
+        cta, ring,
+        [&](int step, OperandChunk (&x)[1]) { x[0].load_run(operand.own, step, cta.lane()); },
+        unit + M::CTAS < M::UNITS, acc);
     sums.push(cta, acc[0]);
   }
   sums.drain(cta);

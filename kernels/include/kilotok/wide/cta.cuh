@@ -34,12 +34,6 @@ constexpr int THREADS = CtaShape<CONSUMER_GROUPS>::THREADS;
 // The most tokens that are multiplied at a time.
 constexpr int TOKENS = 128;
 
-// The largest divisor of a number that is at most another.
-__host__ __device__ constexpr int divisor(int number, int most) {
-  while (number % most != 0) most--;
-  return most;
-}
-
 // Calls `f` with the number of columns of B that 1 to TOKENS tokens take, as a constant. Fewer
 // columns are faster where the bytes of the weights set the time.
 template <class F>
