@@ -28,6 +28,7 @@ conformance!(cpu_v2_6_flash, || cpu(&V2_6_FLASH, 1));
 conformance!(cpu_v2_6_flash_2_ranks, || cpu(&V2_6_FLASH, 2));
 conformance!(cpu_qwen3_moe, || cpu(&QWEN3_MOE, 1));
 conformance!(cpu_qwen3_moe_2_ranks, || cpu(&QWEN3_MOE, 2));
+conformance!(cpu_qwen3_dense, || cpu(&QWEN3_DENSE, 1));
 conformance!(cpu_gpt_oss, || cpu(&GPT_OSS, 1));
 conformance!(cpu_gpt_oss_2_ranks, || cpu(&GPT_OSS, 2));
 
@@ -35,6 +36,7 @@ static FLASH: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::flash(), Files:
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::pro_fp4(), Files::Sharded(3)));
 static V2_6_FLASH: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::v2_6_flash(), Files::One));
 static QWEN3_MOE: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::qwen3_moe(), Files::One));
+static QWEN3_DENSE: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::qwen3_dense(), Files::One));
 static GPT_OSS: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::gpt_oss(), Files::Sharded(2)));
 
 /// Tolerance of log-probabilities of engines that differ only in the order of F32 sums.

@@ -85,12 +85,12 @@ fn job(draw: &mut Random, caps: &Caps) -> (Request, How) {
         0 => Drafts::None,
         1 => {
             let own = text(draw, caps, 40);
-            let count = draw.between(0, 7);
+            let count = draw.between(0, caps.draft_max);
             let text = [&request.prompt[..], &own].concat();
             Drafts::Given(Guess { text, count, right: draw.between(0, count) })
         }
         _ => {
-            let made = draw.between(1, 7);
+            let made = draw.between(1, caps.draft_max);
             let used = draw.between(0, made);
             // Without a drafter, the slot holds only the newest token.
             let most = if caps.drafter { made } else { 0 };

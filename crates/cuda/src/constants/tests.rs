@@ -98,6 +98,15 @@ fn layers_know_their_kinds_and_the_drafter_has_its_own() {
     assert_eq!((constants.attentions.len(), constants.feed_forwards.len()), (2, 2));
 }
 
+/// This toy's drafter has another epsilon than the target.
+#[test]
+fn heads_are_normed_with_the_epsilon_of_their_kind() {
+    let header = Constants::new(&Toy::qwen3_dense().spec(), LAUNCH).unwrap().header();
+    let fields = header.split(".qk_norm_eps = ").skip(1);
+    let found: Vec<_> = fields.map(|rest| rest.split(',').next().unwrap()).collect();
+    assert_eq!(found, ["1e-6f", "0.01f"]);
+}
+
 #[test]
 fn floats_of_the_header_keep_their_bits() {
     let mut constants = Constants::new(&Toy::pro_fp4().spec(), LAUNCH).unwrap();

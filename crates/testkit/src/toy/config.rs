@@ -213,15 +213,17 @@ pub(super) fn qwen3_dense() -> Value {
     with_fields(qwen3_moe(), &json!({ "mlp_only_layers": [0, 1, 2, 3] }))
 }
 
-/// In the form that z-lab publishes, with attention like that of gpt-oss's drafters.
+/// In the form that z-lab publishes, with attention like that of gpt-oss's drafters. It has two
+/// tiles of rows, and another epsilon than the target.
 pub(super) fn qwen3_drafter() -> Value {
     let own = json!({
+        "block_size": 16,
         "dflash_config": { "mask_token_id": 253, "target_layer_ids": [0, 1, 3] },
         "head_dim": 32,
         "hidden_size": 128,
         "num_attention_heads": 16,
         "num_key_value_heads": 4,
-        "rms_norm_eps": 1e-6,
+        "rms_norm_eps": 0.01,
     });
     with_fields(gpt_oss_drafter(), &own)
 }
@@ -275,13 +277,13 @@ pub(super) fn gpt_oss() -> Value {
     })
 }
 
-/// In the form that z-lab publishes.
+/// In the form that z-lab publishes, with as many rows as gpt-oss-120b's: no multiple of a tile.
 pub(super) fn gpt_oss_drafter() -> Value {
     json!({
         "architectures": ["DFlashDraftModel"],
         "attention_bias": true,
         "attention_dropout": 0.0,
-        "block_size": 8,
+        "block_size": 10,
         "dflash_config": { "mask_token_id": 252, "target_layer_ids": [1, 2] },
         "dtype": "bfloat16",
         "head_dim": 16,
