@@ -15,7 +15,7 @@ use kilotok_engine::{
 use super::exact::Finding;
 use super::setup::{HISTORY, PROMPT_COUNT};
 use super::{LAST, prepare, run};
-use crate::{GPT_OSS, PRO, QWEN3_DENSE, WIDE_TOKENS, cuda_of, cuda_wide, sizes};
+use crate::{GPT_OSS, PRO, QWEN3_DENSE, V2_6_FLASH, WIDE_TOKENS, cuda_of, cuda_wide, sizes};
 
 const DRAWS: u64 = 1 << 14;
 const MANY_DRAWS: u64 = 1 << 20;
@@ -207,6 +207,13 @@ fn the_reference_keeps_the_law_of_judged_drafts() {
 }
 
 #[test]
+fn the_references_families_keep_the_law_of_judged_drafts() {
+    for checkpoint in [&QWEN3_DENSE, &GPT_OSS] {
+        check(&mut crate::plans::cpu(checkpoint, &few_tokens()), &settings()[..2], FEW_DRAWS);
+    }
+}
+
+#[test]
 fn the_gpu_keeps_the_law_of_judged_drafts() {
     needs_gpus!(1);
     check(&mut *cuda_of(&PRO, &few_tokens()), &settings(), DRAWS);
@@ -223,7 +230,7 @@ fn the_gpu_keeps_the_law_of_a_million_judged_drafts() {
 #[test]
 fn families_keep_the_law_of_judged_drafts() {
     needs_gpus!(1);
-    for checkpoint in [&QWEN3_DENSE, &GPT_OSS] {
+    for checkpoint in [&QWEN3_DENSE, &GPT_OSS, &V2_6_FLASH] {
         check(&mut *cuda_of(checkpoint, &few_tokens()), &settings()[..2], DRAWS);
     }
 }
@@ -231,7 +238,9 @@ fn families_keep_the_law_of_judged_drafts() {
 #[test]
 fn two_ranks_keep_the_law_of_judged_drafts() {
     needs_gpus!(2);
-    check(&mut *cuda_of(&PRO, &Sizes { rank_count: 2, ..few_tokens() }), &settings(), DRAWS);
+    let sizes = Sizes { rank_count: 2, ..few_tokens() };
+    check(&mut *cuda_of(&PRO, &sizes), &settings(), DRAWS);
+    check(&mut *cuda_of(&GPT_OSS, &sizes), &settings()[..2], DRAWS);
 }
 
 #[test]

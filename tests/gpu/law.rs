@@ -11,7 +11,9 @@ use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
 use kilotok_batch::Sizes;
 use kilotok_engine::{Engine, PageRun, Row as PlanRow, RowTokens, SlotSetup, StepOutput, StepPlan};
 
-use crate::{FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_MOE, WIDE_TOKENS, cuda_of, cuda_wide, sizes};
+use crate::{
+    FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_MOE, V2_6_FLASH, WIDE_TOKENS, cuda_of, cuda_wide, sizes,
+};
 use exact::Finding;
 use setup::{BIAS, COMBINATIONS, HISTORY, PROMPT_COUNT, REPETITION, Row, VOCAB, mask_of, setup_of};
 
@@ -179,8 +181,17 @@ fn the_gpu_keeps_the_law() {
 #[test]
 fn families_keep_the_law() {
     needs_gpus!(1);
-    for checkpoint in [&QWEN3_MOE, &QWEN3_DENSE, &GPT_OSS] {
+    for checkpoint in [&QWEN3_MOE, &QWEN3_DENSE, &GPT_OSS, &V2_6_FLASH] {
         check(&mut *cuda_of(checkpoint, &few_tokens()), FEW_SETTINGS);
+    }
+}
+
+#[test]
+fn two_ranks_of_families_keep_the_law() {
+    needs_gpus!(2);
+    for checkpoint in [&QWEN3_MOE, &GPT_OSS] {
+        let sizes = Sizes { rank_count: 2, ..few_tokens() };
+        check(&mut *cuda_of(checkpoint, &sizes), FEW_SETTINGS);
     }
 }
 
