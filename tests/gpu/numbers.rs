@@ -177,6 +177,17 @@ fn numbers_of_families_are_the_references() {
     }
 }
 
+/// For emulated GPUs: sinks in full attention are counted once, not for each chunk of keys.
+#[test]
+fn few_numbers_of_sinks_are_the_references() {
+    /// Keys of several chunks.
+    const FEW: (u64, usize) = (1, 300);
+    needs_gpus!(1);
+    let (name, checkpoint, bounds) = &FAMILIES[2];
+    let engine = || cuda(checkpoint, 1);
+    compare_with(name, checkpoint.spec(), &***checkpoint, FEW, engine, bounds);
+}
+
 #[test]
 fn ranks_agree() {
     let [.., (name, checkpoint, bounds), _] = MODELS;

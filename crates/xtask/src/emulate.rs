@@ -36,7 +36,7 @@ const CASES_PERCENT: &str = "5";
 /// The tests that run by default, in a few minutes on two cores: every kernel, one tile of tokens
 /// and several, one rank and as many as possible, and the bits of both passes with every kind of
 /// model.
-const SHORT: [&str; 9] = [
+const SHORT: [&str; 10] = [
     "cuda_flash::order",
     "cuda_flash::faults",
     "cuda_wide_experts::drops",
@@ -44,6 +44,7 @@ const SHORT: [&str; 9] = [
     "phases::",
     "overflow::",
     "few_random_plans",
+    "few_numbers",
     "few_wide_steps",
     "steps_of_few_users",
 ];
