@@ -308,7 +308,7 @@ pub(crate) mod tests {
     fn a_mask_is_the_drafters_own_or_a_token_of_the_target() {
         let (own, targets) = (Toy::pro_fp4().spec(), Toy::gpt_oss().spec());
         assert_eq!(DraftShape::new(&own).mask, MASK_TOKEN);
-        assert_eq!(DraftShape::new(&targets), DraftShape { rows: 8, mask: 252 });
+        assert_eq!(DraftShape::new(&targets), DraftShape { rows: 10, mask: 252 });
         let header = include_str!("../../../kernels/include/kilotok/phase/embed.cuh");
         assert!(header.contains("constexpr uint32_t MASK_TOKEN = ~0u;"));
     }
