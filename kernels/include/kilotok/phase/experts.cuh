@@ -17,8 +17,8 @@ __device__ __forceinline__ int first_entries(int count) { return count / 2; }
 
 // Whether rows for down may come to the scratch memory while gate and up are multiplied. The sums
 // of their units then lie in the two places of down's products. Where the epilogue loads biases, it
-// takes longer for a unit and needs more places. Where an expert has more steps it is slower
-// (benches/journal/pass.md).
+// takes longer for a unit and needs more places. Where down has more than two steps it
+// is slower (benches/journal/pass.md).
 template <int KIND>
 constexpr bool SUMS_APART = !Moe<KIND>::HAS_ALL_ROWS && !FEED_FORWARDS[KIND].bias &&
                             DownMatrix<KIND>::STEPS <= 2;
