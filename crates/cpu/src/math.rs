@@ -77,7 +77,8 @@ impl Vectorised for RmsNorm<'_> {
 }
 
 /// exp(x) within 2 units in the last place, the same bits on every machine: 2^n * e^r with n
-/// the nearest integer to x / ln 2 and e^r by the Taylor polynomial of degree 7, |r| < 0.35.
+/// the nearest integer to x / ln 2 and e^r by the Taylor polynomial of degree 7, |r| < 0.35. It is
+/// at least exp(-87), and infinite where n is 128.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // ln 2 in two parts, so that r is exact.
@@ -85,7 +86,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     // A number of this size has no bits for a fraction, and its lowest bits are the integer's.
     const INTEGERS: f32 = 12_582_912.0;
-    let x = x.clamp(-87.0, 88.0);
+    let x = x.clamp(-87.0, 89.0);
     let rounded = x * std::f32::consts::LOG2_E + INTEGERS;
     let n = rounded - INTEGERS;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
@@ -157,6 +158,7 @@ mod tests {
         }
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(f32::NEG_INFINITY), exp(-87.0));
+        assert_eq!([89.0, 1e3, f32::INFINITY].map(exp), [f32::INFINITY; 3]);
     }
 
     #[test]
