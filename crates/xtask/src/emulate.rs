@@ -48,10 +48,11 @@ const SHORT: [&str; 10] = [
     "few_wide_steps",
     "steps_of_few_users",
 ];
-/// Tests beyond the engine's own: the doorbell, agreement of ranks, and engines that break, also
-/// below a server. They break by a rank that dies or does not respond to its doorbell, but not by
-/// one that stalls, because waits of kernels take long here.
-const SUITES: [(Program, &[&str]); 3] = [
+/// Tests beyond the engine's own: phases beside those of the CPU engine, the doorbell, agreement of
+/// ranks, and engines that break, also below a server. They break by a rank that dies or does not
+/// respond to its doorbell, but not by one that stalls, because waits of kernels take long here.
+const SUITES: [(Program, &[&str]); 4] = [
+    (Program { name: "cpu", kind: "lib", target: "kilotok_cpu" }, &["phase::kernels"]),
     (SUITE, &SHORT),
     (
         Program { name: "cuda", kind: "lib", target: "kilotok_cuda" },
@@ -69,6 +70,10 @@ const HARNESSES: &str = "kernels/harness";
 const MODEL: &str = "kernels/models/toy_pro";
 const MANY_EXPERTS: (&str, [&str; 2]) = ("kernels/models/slice", ["router", "wide_router"]);
 const LARGEST_VOCABULARY: &str = "kernels/harness/sample_model";
+/// A harness that tests of `crates/cpu` run, its model, and the variable that names the program.
+const PHASE: &str = "phase";
+const EVERY_ROUTER: &str = "kernels/harness/phase_model";
+const PHASE_PROGRAM: &str = "KILOTOK_PHASE";
 /// Longest wait of a harness, measured by clocks that `launch.h` slows down.
 const HARNESS_WAIT_MS: &str = "2000";
 /// How tests report that they were skipped.
@@ -91,7 +96,7 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
         check(&named, root)?;
         let is_harness = |test: &&str| named.iter().any(|harness| harness.name == *test);
         let others: Vec<_> = tests.iter().copied().filter(|test| !is_harness(test)).collect();
-        others.is_empty() || suites(&messages, &out, &others)?
+        others.is_empty() || suites(root, &messages, &out, &others)?
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -102,7 +107,7 @@ fn suites_and_harnesses(root: &Path, messages: &str, out: &Path) -> Result<bool,
     let harnesses = harnesses(root, out, |_| true)?;
     thread::scope(|scope| {
         let checker = scope.spawn(|| check(&harnesses, root));
-        let passed = suites(messages, out, &[])?;
+        let passed = suites(root, messages, out, &[])?;
         checker.join().map_err(|_| "the thread that checks harnesses panicked")??;
         Ok(passed)
     })
@@ -117,7 +122,9 @@ fn check(harnesses: &[Harness], root: &Path) -> Result<(), String> {
 
 /// Runs the tests whose names contain one of these words, or the short lists. Returns whether all
 /// of them passed.
-fn suites(messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Error>> {
+fn suites(root: &Path, messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Error>> {
+    let phase = Harness::new(root, out, PHASE.to_owned())?;
+    phase.compile(root)?;
     let mut passed = true;
     let mut unknown = tests.to_vec();
     for (program, short) in &SUITES {
@@ -125,6 +132,7 @@ fn suites(messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Er
             .ok_or_else(|| format!("cargo {BUILD:?} made no {}", program.target))?;
         let mut suite = Command::new(path);
         suite.env("LD_LIBRARY_PATH", out).env("TMPDIR", out.join(TEMPORARY));
+        suite.env(PHASE_PROGRAM, &phase.program);
         // One test at a time: every engine needs all GPUs, emulated or not.
         suite.args(["--show-output", "--test-threads=1"]);
         suite.args(if tests.is_empty() { short } else { tests });
@@ -161,7 +169,8 @@ fn harnesses(
     for source in fs::read_dir(root.join(HARNESSES))? {
         let source = source?.path();
         let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if source.extension().is_some_and(|extension| extension == "cu") && wanted(&name) {
+        let is_harness = source.extension().is_some_and(|end| end == "cu") && name != PHASE;
+        if is_harness && wanted(&name) {
             harnesses.push(Harness::new(root, out, name)?);
         }
     }
@@ -191,6 +200,7 @@ impl Harness {
             "sample" => {
                 (LARGEST_VOCABULARY, vec![cases(root, out)?, "1".to_owned(), "16".to_owned()])
             }
+            PHASE => (EVERY_ROUTER, Vec::new()),
             _ => (MODEL, vec!["check".to_owned()]),
         };
         Ok(Self { program: out.join(&name), name, model, arguments })

@@ -36,12 +36,13 @@ const BYTES_MAX: u64 = 64 << 20;
 /// The builds by cargo, and the programs that are taken from each.
 const BUILDS: &[(&[&str], &[Program])] = &[
     (
-        &["test", "--no-run", "-p=kilotok", GPU, BROKEN, DEMO, "-p=kilotok-cuda", "--lib"],
+        &["test", "--no-run", "-p=kilotok", GPU, BROKEN, DEMO, "-p=kilotok-cuda", CPU, "--lib"],
         &[
             Program { name: "gpu", kind: "test", target: "gpu" },
             Program { name: "broken", kind: "test", target: "broken" },
             Program { name: "demo", kind: "test", target: "demo" },
             Program { name: "cuda", kind: "lib", target: "kilotok_cuda" },
+            Program { name: "cpu", kind: "lib", target: "kilotok_cpu" },
         ],
     ),
     (
@@ -56,6 +57,7 @@ const BUILDS: &[(&[&str], &[Program])] = &[
 const GPU: &str = "--test=gpu";
 const BROKEN: &str = "--test=broken";
 const DEMO: &str = "--test=demo";
+const CPU: &str = "-p=kilotok-cpu";
 /// Writes the cases for `kernels/harness/sample.cu`.
 const CASES: &str = "--example=device_cases";
 

@@ -14,7 +14,7 @@ use table::{Kernel, Table};
 
 /// The target: Hopper, with the instructions that only Hopper has.
 const ARCHITECTURE: &str = "90a";
-/// The model that sources outside `kernels/step` are compiled for.
+/// The model that sources outside `kernels/step` are compiled for, if they have none of their own.
 const HARNESS_MODEL: &str = "slice";
 /// The folder for PTX and cubins, relative to the root.
 const OUT: &str = "target/kernels";
@@ -130,6 +130,8 @@ fn compile(root: &Path, job: &Job) -> Result<Vec<Kernel>, String> {
     let stem = job.source.file_stem().unwrap_or_default().to_string_lossy();
     let out = root.join(OUT).join(format!("{stem}.{}", job.model));
     let ptx = out.with_added_extension("ptx");
+    let own = Path::new("kernels/harness").join(format!("{stem}_model"));
+    let models = Path::new("kernels/models").join(&job.model);
     let mut nvcc = Command::new("nvcc");
     nvcc.args(["-std=c++20", "-O3", "-lineinfo", "-ptx"])
         .arg(format!("-arch=compute_{ARCHITECTURE}"))
@@ -137,7 +139,7 @@ fn compile(root: &Path, job: &Job) -> Result<Vec<Kernel>, String> {
         // stamps.
         .args((!job.counts).then_some("-DKILOTOK_STAMPS"))
         .args(["-I", "kernels", "-I", "kernels/include", "-I", "kernels/harness", "-I"])
-        .arg(Path::new("kernels/models").join(&job.model))
+        .arg(if root.join(&own).is_dir() { own } else { models })
         .arg("-o")
         .args([&ptx, &job.source]);
     said(root, job, &mut nvcc)?;

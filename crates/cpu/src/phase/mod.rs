@@ -11,4 +11,6 @@ pub(crate) mod draft;
 pub(crate) mod embed;
 pub(crate) mod experts;
 pub(crate) mod head;
+#[cfg(test)]
+mod kernels;
 pub(crate) mod router;

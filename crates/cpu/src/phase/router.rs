@@ -35,7 +35,7 @@ pub(crate) fn run(spec: &ExpertsSpec, weights: &RouterWeights, h: &[f32]) -> Vec
 }
 
 /// The correction takes part in choosing, the weights come from the scores without it.
-fn choose(spec: &ExpertsSpec, correction: &[f32], logits: &[f32]) -> Routes {
+pub(super) fn choose(spec: &ExpertsSpec, correction: &[f32], logits: &[f32]) -> Routes {
     let (scores, total) = scores(spec.router.scores, logits);
     // The softmax of two different logits may round to the same score.
     let mut merits = match spec.router.scores {
@@ -80,12 +80,12 @@ fn scores(kind: RouterScores, logits: &[f32]) -> (Vec<f32>, f32) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use kilotok_model::{Activation, ExpertLayout, RouterDtype, RouterSpec, WeightFormat};
 
     use super::*;
 
-    fn spec(scores: RouterScores, normalise: bool) -> ExpertsSpec {
+    pub(in crate::phase) fn spec(scores: RouterScores, normalise: bool) -> ExpertsSpec {
         ExpertsSpec {
             count: 4,
             top_k: 2,

@@ -162,6 +162,10 @@ harness() {
     check cases $cases_s bin/device_cases out/cases || true
     for name in $(compiled ''); do
         arguments=()
+        if [ "$name" = phase ]; then # which tests of the CPU engine run
+            KILOTOK_PHASE=out/bin/phase check phase $harness_s bin/cpu phase::kernels --nocapture || true
+            continue
+        fi
         # Positions are shared by one CTA, then by as many as the engine takes.
         [ "$name" != sample ] || arguments=(out/cases 1 16)
         check "$name" $harness_s "out/bin/$name" "${arguments[@]}" || true
@@ -179,6 +183,7 @@ few() {
     sample) runs=(out/cases) ;;
     # One tile of tokens and two, which are different kernels; two pages of context, one pass.
     step) runs=('8 70 1' '16 70 1') ;;
+    phase) runs=() ;;
     *) runs=(check) ;;
     esac
 }
