@@ -522,6 +522,10 @@ template <bool DRAFT, int TILES>
 __device__ __forceinline__ void epilogue_layers(Warp& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
+  // Whether the routes of the layer before were waited for: then this CTA's consumers have fetched
+  // this layer, and the angles are there. Behind a dense network only this layer's sums show it, as
+  // the CTA may have had no unit of that layer.
+  bool routed = false;
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(cta.memory, index);
@@ -529,10 +533,8 @@ __device__ __forceinline__ void epilogue_layers(Warp& w) {
       constexpr int A = decltype(kind)::value;
       const LayerMemory& held = w.shared.layers[index % 2];
       cta.make_opaque();
-      // Not early in the first layer: the angles are written before the grid barrier that precedes
-      // its sums.
       epilogue<QkvMatrix<A>>(cta, w.sums, first_unit<QkvMatrix<A>>(cta), w.tiles(),
-                        store_projections<A>(w, layer, held, DRAFT), index > 0);
+                        store_projections<A>(w, layer, held, DRAFT), routed);
     });
     if constexpr (EPILOGUE_ADDS<DRAFT, TILES>)
       epilogue_adds_output<DRAFT, TILES>(w, layer);
@@ -544,6 +546,7 @@ __device__ __forceinline__ void epilogue_layers(Warp& w) {
       });
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
+      routed = !IS_DENSE<F>;
       if constexpr (IS_DENSE<F>) {
         cta.make_opaque();
         epilogue<GateUpMatrix<F>>(cta, w.sums, first_unit<GateUpMatrix<F>>(cta), w.tiles(),

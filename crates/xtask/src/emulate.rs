@@ -65,10 +65,12 @@ const SUITES: [(Program, &[&str]); 4] = [
 ];
 
 const HARNESSES: &str = "kernels/harness";
-/// A small model with every phase; below, for the routers, one with many experts in F32; and one
-/// with a real vocabulary, to sample from.
+/// A small model with every phase; below, for the routers, one with many experts in F32; for a pass
+/// of one tile of tokens, one whose CTAs have units in its second layer and none in its first, so
+/// that their epilogues run ahead; and one with a real vocabulary, to sample from.
 const MODEL: &str = "kernels/models/toy_pro";
 const MANY_EXPERTS: (&str, [&str; 2]) = ("kernels/models/slice", ["router", "wide_router"]);
+const UNEVEN_LAYERS: (&str, &str) = ("kernels/models/toy_v2_6_flash", "step");
 const LARGEST_VOCABULARY: &str = "kernels/harness/sample_model";
 /// A harness that tests of `crates/cpu` run, its model, and the variable that names the program.
 const PHASE: &str = "phase";
@@ -178,6 +180,13 @@ fn harnesses(
     for name in names.into_iter().filter(|name| wanted(name)) {
         let program = out.join(format!("{name}_many_experts"));
         harnesses.push(Harness { model, program, ..Harness::new(root, out, name.to_owned())? });
+    }
+    let (model, name) = UNEVEN_LAYERS;
+    if wanted(name) {
+        let program = out.join(format!("{name}_uneven_layers"));
+        let arguments = ["8", "70", "1"].map(str::to_owned).to_vec();
+        let step = Harness::new(root, out, name.to_owned())?;
+        harnesses.push(Harness { model, program, arguments, ..step });
     }
     harnesses.sort_by(|one, other| one.program.cmp(&other.program));
     Ok(harnesses)

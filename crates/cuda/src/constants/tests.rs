@@ -18,14 +18,15 @@ fn spec(folder: &str) -> ModelSpec {
 }
 
 /// The folder, and its expected header. Pages of 16 tokens are the default of `serve` and `bench`.
-/// The toy has few tokens, and smaller pages, so that it has many. The last two have a kernel for
-/// one token.
-fn examples() -> [(&'static str, String); 5] {
+/// The toys have few tokens, and smaller pages, so that they have many. The last two have a kernel
+/// for one token.
+fn examples() -> [(&'static str, String); 6] {
     let header = |spec: &ModelSpec, page_tokens| {
         Constants::new(spec, Launch { page_tokens, ..LAUNCH }).unwrap().header()
     };
     [
         ("toy_pro", header(&Toy::pro_fp4().spec(), 8)),
+        ("toy_v2_6_flash", header(&Toy::v2_6_flash().spec(), 8)),
         ("demo", header(&spec("crates/demo/checkpoint"), 16)),
         ("slice", header(&spec("benches/models/slice"), 16)),
         ("gpt_oss_20b", header(&spec("benches/models/gpt_oss_20b"), 16)),
