@@ -534,7 +534,8 @@ __device__ __forceinline__ void epilogue_layers(Warp& w) {
       const LayerMemory& held = w.shared.layers[index % 2];
       cta.make_opaque();
       epilogue<QkvMatrix<A>>(cta, w.sums, first_unit<QkvMatrix<A>>(cta), w.tiles(),
-                        store_projections<A>(w, layer, held, DRAFT), routed);
+                        store_projections<A>(w, layer, held, DRAFT),
+                        ALL_ROUTED<P::FEED_FORWARD, P::FEED_FORWARD_END> ? index > 0 : routed);
     });
     if constexpr (EPILOGUE_ADDS<DRAFT, TILES>)
       epilogue_adds_output<DRAFT, TILES>(w, layer);

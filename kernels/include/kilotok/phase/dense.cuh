@@ -9,6 +9,11 @@ namespace kilotok {
 
 template <int KIND>
 constexpr bool IS_DENSE = FEED_FORWARDS[KIND].experts == 0;
+// Whether none of these kinds is dense.
+template <int KIND, int END>
+constexpr bool ALL_ROUTED = !IS_DENSE<KIND> && ALL_ROUTED<KIND + 1, END>;
+template <int END>
+constexpr bool ALL_ROUTED<END, END> = true;
 
 // Consumers and epilogue: store the inner operand.
 template <int KIND>
