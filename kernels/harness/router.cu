@@ -246,7 +246,6 @@ struct RouterCheck {
       }
     }
   }
-
 };
 
 template <int KIND>

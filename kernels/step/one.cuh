@@ -322,6 +322,7 @@ __device__ __forceinline__ void epilogue_one(W& w) {
     with_matrix<ProjectionOf, 0, Target::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       cta.make_opaque();
+      // Early as in `epilogue_layers`: all layers have routes (`can_feed_one`).
       epilogue<QkvMatrix<A>>(cta, w.sums, first_unit<QkvMatrix<A>>(cta), 1,
                              store_projections_of_one<A>(w, layer, w.shared.layers[index % 2],
                                                          index % TURNS),

@@ -524,7 +524,7 @@ __device__ __forceinline__ void epilogue_layers(Warp& w) {
   Cta& cta = w.cta;
   // Whether the routes of the layer before were waited for: then this CTA's consumers have fetched
   // this layer, and the angles are there. Behind a dense network only this layer's sums show it, as
-  // the CTA may have had no unit of that layer.
+  // the CTA may have had no unit of that layer. Without dense networks the index says as much.
   bool routed = false;
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {

@@ -65,12 +65,16 @@ const SUITES: [(Program, &[&str]); 4] = [
 ];
 
 const HARNESSES: &str = "kernels/harness";
-/// A small model with every phase; below, for the routers, one with many experts in F32; for a pass
-/// of one tile of tokens, one whose CTAs have units in its second layer and none in its first, so
-/// that their epilogues run ahead; and one with a real vocabulary, to sample from.
+/// A small model with every phase, and one with a real vocabulary, to sample from.
 const MODEL: &str = "kernels/models/toy_pro";
-const MANY_EXPERTS: (&str, [&str; 2]) = ("kernels/models/slice", ["router", "wide_router"]);
-const UNEVEN_LAYERS: (&str, &str) = ("kernels/models/toy_v2_6_flash", "step");
+/// Harnesses that are checked for another model of `kernels/models` too, with these arguments: the
+/// routers with many experts in F32, and a pass of one tile of tokens in which some CTAs have units
+/// in the second layer and none in the first, so that their epilogues run ahead.
+const MORE: [(&str, &str, &[&str]); 3] = [
+    ("router", "kernels/models/slice", &["check"]),
+    ("wide_router", "kernels/models/slice", &["check"]),
+    ("step", "kernels/models/toy_v2_6_flash", &["8", "70", "1"]),
+];
 const LARGEST_VOCABULARY: &str = "kernels/harness/sample_model";
 /// A harness that tests of `crates/cpu` run, its model, and the variable that names the program.
 const PHASE: &str = "phase";
@@ -176,17 +180,11 @@ fn harnesses(
             harnesses.push(Harness::new(root, out, name)?);
         }
     }
-    let (model, names) = MANY_EXPERTS;
-    for name in names.into_iter().filter(|name| wanted(name)) {
-        let program = out.join(format!("{name}_many_experts"));
-        harnesses.push(Harness { model, program, ..Harness::new(root, out, name.to_owned())? });
-    }
-    let (model, name) = UNEVEN_LAYERS;
-    if wanted(name) {
-        let program = out.join(format!("{name}_uneven_layers"));
-        let arguments = ["8", "70", "1"].map(str::to_owned).to_vec();
-        let step = Harness::new(root, out, name.to_owned())?;
-        harnesses.push(Harness { model, program, arguments, ..step });
+    for (name, model, arguments) in MORE.into_iter().filter(|(name, ..)| wanted(name)) {
+        let folder = Path::new(model).file_name().unwrap_or_default().to_string_lossy();
+        let program = out.join(format!("{name}_{folder}"));
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        harnesses.push(Harness { name: name.to_owned(), model, program, arguments });
     }
     harnesses.sort_by(|one, other| one.program.cmp(&other.program));
     Ok(harnesses)
