@@ -22,17 +22,26 @@ __global__ void __launch_bounds__(wide::SORTERS) sort_kernel(const ExpertsMemory
   wide::clear_inner_end<KIND>(memory);
 }
 
-template <int KIND, bool GATE_UP>
+// The shared memory of the kernels for few rows, and of the others.
+template <int KIND, bool FEW>
+using Shared = std::conditional_t<FEW, wide::RunsShared<KIND, wide::FEW_ROWS>,
+                                  wide::ExpertsShared<KIND>>;
+
+template <int KIND, bool GATE_UP, bool FEW>
 __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
     multiply_kernel(const ExpertsMemory memory, const uint64_t fault, const uint32_t wait_ms) {
-  auto& shared = *reinterpret_cast<wide::ExpertsShared<KIND>*>(asked_memory());
+  auto& shared = *reinterpret_cast<Shared<KIND, FEW>*>(asked_memory());
   if (threadIdx.x == 0) wait_context = WaitContext::begin(fault, wait_ms, 0);
-  wide::with_runs<KIND>(shared, memory.routes, [&](auto& runs) {
+  const auto multiply = [&](auto& runs) {
     if constexpr (GATE_UP)
       wide::gate_up(runs, memory);
     else
       wide::down(runs, memory);
-  });
+  };
+  if constexpr (FEW)
+    multiply(shared);
+  else
+    wide::with_runs<KIND>(shared, memory.routes, multiply);
 }
 
 template <int KIND>
@@ -183,16 +192,17 @@ struct WideExperts {
     float sort, gate_up, down, combine;
   };
 
+  template <bool FEW>
   Times run_wide() {
     uint64_t fault = fault_address();
     uint32_t wait_ms = wait_max_ms();
     void* arguments[] = {&memory, &fault, &wait_ms};
     const dim3 grid(GRID);
     constexpr int THREADS = wide::ExpertsCta::THREADS;
-    constexpr size_t SHARED = sizeof(wide::ExpertsShared<KIND>);
+    constexpr size_t SHARED = sizeof(Shared<KIND, FEW>);
     return {launch_ms(sort_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
-            launch_ms(multiply_kernel<KIND, true>, grid, THREADS, SHARED, arguments),
-            launch_ms(multiply_kernel<KIND, false>, grid, THREADS, SHARED, arguments),
+            launch_ms(multiply_kernel<KIND, true, FEW>, grid, THREADS, SHARED, arguments),
+            launch_ms(multiply_kernel<KIND, false, FEW>, grid, THREADS, SHARED, arguments),
             launch_ms(combine_kernel<KIND>, grid, wide::SORTERS, 0, arguments)};
   }
 
@@ -216,13 +226,18 @@ struct WideExperts {
       weights.push_back(batch.weight(i / F.top_k % TOKENS_MAX, i % F.top_k));
     }
     set_routes(tokens, experts, weights);
-    run_wide();
-    char title[64];
-    std::snprintf(title, sizeof title, "kind %d, %s, %d tokens", KIND, name, tokens);
-    Verdict verdict = {title};
-    check_inner(batches, tokens, verdict);
-    check_sums(batches, tokens, verdict);
-    return verdict.print();
+    const auto check_runs = [&](const char* runs) {
+      char title[80];
+      std::snprintf(title, sizeof title, "kind %d, %s, %d tokens%s", KIND, name, tokens, runs);
+      Verdict verdict = {title};
+      check_inner(batches, tokens, verdict);
+      check_sums(batches, tokens, verdict);
+      return verdict.print();
+    };
+    run_wide<false>();
+    const bool right = check_runs("");
+    run_wide<true>();
+    return check_runs(", kernels for few rows") && right;
   }
 
   void check_inner(const std::vector<Narrow>& batches, int tokens, Verdict& verdict) const {
@@ -280,10 +295,12 @@ struct WideExperts {
     std::sort(sorted.begin(), sorted.end());
     const double used =
         static_cast<double>(std::unique(sorted.begin(), sorted.end()) - sorted.begin());
-    Times best = run_wide();
+    const bool few = tokens <= static_cast<int>(planned::WIDE_FEW_ROWS[KIND]);
+    const auto run = [&] { return few ? run_wide<true>() : run_wide<false>(); };
+    Times best = run();
     constexpr int RUNS = 5;
     for (int i = 0; i < RUNS; i++) {
-      const Times t = run_wide();
+      const Times t = run();
       best = {std::min(best.sort, t.sort), std::min(best.gate_up, t.gate_up),
               std::min(best.down, t.down), std::min(best.combine, t.combine)};
     }

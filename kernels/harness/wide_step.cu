@@ -38,11 +38,12 @@ constexpr WideKernel DENSE[] = {{"dense gate, up", wide_dense_gate_up, wide::GEM
                                 {"dense down", wide_dense_down, wide::GEMM_THREADS}};
 constexpr WideKernel ROUTER[] = {{"router scores", wide_router_scores, wide::ROUTER_THREADS},
                                  {"top-k experts", wide_top_k_experts, wide::CHOOSING_THREADS}};
-constexpr WideKernel EXPERTS[] = {
-    {"sort choices", wide_sort_choices, wide::SORTERS},
-    {"gate, up", wide_gate_up, wide::ExpertsCta::THREADS}};
+constexpr WideKernel SORT = {"sort choices", wide_sort_choices, wide::SORTERS};
+constexpr WideKernel GATE_UP[] = {{"gate, up", wide_gate_up, wide::ExpertsCta::THREADS},
+                                  {"gate, up", wide_gate_up_few, wide::ExpertsCta::THREADS}};
 constexpr WideKernel DOWN[] = {{"down", wide_down, wide::ExpertsCta::THREADS},
-                               {"combine", wide_combine, wide::SORTERS}};
+                               {"down", wide_down_few, wide::ExpertsCta::THREADS}};
+constexpr WideKernel COMBINE = {"combine", wide_combine, wide::SORTERS};
 
 // The most tokens for which a kind of attention has QKV_FEW.
 template <int KIND = 0>
@@ -60,7 +61,7 @@ struct WideLaunch {
 // The norm adds the products of the launch before it.
 void add_input_norm(std::vector<WideLaunch>& launches, uint32_t layer) {
   const WideLaunch last = launches.back();
-  const bool products = last.kernel == &DOWN[0];
+  const bool products = last.kernel == &DOWN[0] || last.kernel == &DOWN[1];
   launches.push_back({&INPUT_NORM, layer, 0, products ? uint32_t{HIDDEN} : 0});
 }
 
@@ -82,9 +83,11 @@ std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint
     if (dense) add(POST_NORM);
     for (const WideKernel& kernel : dense ? DENSE : ROUTER) add(kernel);
     if (dense) continue;
-    for (const WideKernel& kernel : EXPERTS) add(kernel);
-    add(DOWN[0]);
-    if (FEED_FORWARDS[layers[i].feed_forward].bias) add(DOWN[1]);
+    const bool few = static_cast<size_t>(tokens) <= planned::WIDE_FEW_ROWS[layers[i].feed_forward];
+    add(SORT);
+    add(GATE_UP[few]);
+    add(DOWN[few]);
+    if (FEED_FORWARDS[layers[i].feed_forward].bias) add(COMBINE);
   }
   add_input_norm(launches, static_cast<uint32_t>(layers.size()));
   return launches;
@@ -306,7 +309,8 @@ bool all(bool small) {
   for (const WideKernel& kernel : ATTENTION_ROWS) prepare(kernel);
   for (const WideKernel& kernel : DENSE) prepare(kernel);
   for (const WideKernel& kernel : ROUTER) prepare(kernel);
-  for (const WideKernel& kernel : EXPERTS) prepare(kernel);
+  for (const WideKernel* kernel : {&SORT, &COMBINE}) prepare(*kernel);
+  for (const WideKernel& kernel : GATE_UP) prepare(kernel);
   for (const WideKernel& kernel : DOWN) prepare(kernel);
   std::vector<StepShape> steps = {{70, false}, {70, true}};
   if (!small)

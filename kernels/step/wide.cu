@@ -45,8 +45,9 @@ constexpr size_t experts_shared_bytes() {
   else if constexpr (IS_DENSE<KIND>)
     return experts_shared_bytes<KIND + 1>();
   else
-    return larger(larger(sizeof(wide::ExpertsShared<KIND>), sizeof(wide::RouterShared<KIND>)),
-                  experts_shared_bytes<KIND + 1>());
+    return larger(
+        larger(sizeof(wide::RunsShared<KIND, wide::FEW_ROWS>), sizeof(wide::ExpertsShared<KIND>)),
+        larger(sizeof(wide::RouterShared<KIND>), experts_shared_bytes<KIND + 1>()));
 }
 constexpr size_t WIDE_SHARED_MAX = larger(
     larger(sizeof(wide::GemmShared), sizeof(wide::NormShared)),
@@ -251,6 +252,18 @@ extern "C" __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
   });
 }
 
+// The same where experts have few rows, for steps of up to `planned::WIDE_FEW_ROWS` tokens. In one
+// kernel with the others the compiler would not inline all of it.
+extern "C" __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
+    wide_gate_up_few(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    wide::gate_up(launch_shared<wide::RunsShared<KIND, wide::FEW_ROWS>>(),
+                  experts_memory<KIND>(memory));
+  });
+}
+
 extern "C" __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
     wide_down(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
@@ -259,6 +272,16 @@ extern "C" __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
     const wide::ExpertsMemory own = experts_memory<KIND>(memory);
     wide::with_runs<KIND>(launch_shared<wide::ExpertsShared<KIND>>(), own.routes,
                           [&](auto& runs) { wide::down(runs, own); });
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
+    wide_down_few(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    wide::down(launch_shared<wide::RunsShared<KIND, wide::FEW_ROWS>>(),
+               experts_memory<KIND>(memory));
   });
 }
 

@@ -52,6 +52,9 @@ const FLAGS_BYTES: usize = 128;
 const LOGITS_ALIGNMENT: usize = 16;
 /// F32 values in a cache line.
 const LINE_VALUES: usize = 32;
+/// In the wide pass experts have few rows if they have at most this many on average. With more, too
+/// many would have two runs of the `FEW_ROWS` of `wide/runs.cuh`, which read weights twice.
+const FEW_ROWS: usize = 24;
 pub(crate) const F32: usize = size_of::<f32>();
 pub(crate) const BF16: usize = 2;
 
@@ -236,6 +239,12 @@ impl Constants {
     fn router_bytes(&self, kind: usize) -> usize {
         let weight_bytes = self.feed_forwards[kind].router_dtype.bytes();
         self.owner_units() * self.owner_rows() * self.router_width(kind) * weight_bytes
+    }
+
+    /// The most tokens of a wide step whose experts have few rows; 0 for a dense network.
+    pub(crate) fn few_rows_tokens(&self, kind: usize) -> usize {
+        let kind = &self.feed_forwards[kind];
+        FEW_ROWS * kind.experts / kind.top_k.max(1)
     }
 
     /// The number of networks of a kind: its experts, or 1 for a dense one.
@@ -533,5 +542,6 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
     write("ROUTER", list(feed_forwards, &|kind| constants.router_bytes(kind)));
     write("GATE_UP", list(feed_forwards, &|kind| constants.gate_up(kind).bytes()));
     write("DOWN", list(feed_forwards, &|kind| constants.down(kind).bytes()));
+    write("WIDE_FEW_ROWS", list(feed_forwards, &|kind| constants.few_rows_tokens(kind)));
     text
 }

@@ -76,7 +76,9 @@ pub(crate) enum WideKernel {
     TopKExperts,
     SortChoices,
     GateUp,
+    GateUpFew,
     Down,
+    DownFew,
     Combine,
     GatherWanted,
     Fuse,
@@ -97,7 +99,7 @@ const CHOICE_THREADS: &str = "WIDE_CHOICE_THREADS";
 
 impl WideKernel {
     /// In the order of their discriminants: name, and name of the number of threads.
-    pub(crate) const ALL: [(&str, &str); 23] = [
+    pub(crate) const ALL: [(&str, &str); 25] = [
         ("wide_embed", MOVE_THREADS),
         ("wide_input_norm", NORM_THREADS),
         ("wide_qkv", GEMM_THREADS),
@@ -113,7 +115,9 @@ impl WideKernel {
         ("wide_top_k_experts", CHOICE_THREADS),
         ("wide_sort_choices", MOVE_THREADS),
         ("wide_gate_up", EXPERTS_THREADS),
+        ("wide_gate_up_few", EXPERTS_THREADS),
         ("wide_down", EXPERTS_THREADS),
+        ("wide_down_few", EXPERTS_THREADS),
         ("wide_combine", MOVE_THREADS),
         ("wide_gather_wanted", MOVE_THREADS),
         ("wide_fuse", GEMM_THREADS),
@@ -137,8 +141,8 @@ impl WideKernel {
             Self::Heads => Stamp::AttentionIn,
             Self::Attention | Self::AttentionRows => Stamp::Attention,
             Self::Output => Stamp::Output,
-            Self::DenseGateUp | Self::GateUp => Stamp::GateUp,
-            Self::DenseDown | Self::Down => Stamp::Down,
+            Self::DenseGateUp | Self::GateUp | Self::GateUpFew => Stamp::GateUp,
+            Self::DenseDown | Self::Down | Self::DownFew => Stamp::Down,
             Self::RouterScores => Stamp::RouterParts,
             Self::TopKExperts => Stamp::Routes,
             Self::SortChoices => Stamp::GatherRows,
@@ -226,6 +230,8 @@ struct LayerShape {
     /// The most tokens of a row, on average, for which its attention has a kernel for many rows.
     row_tokens: u32,
     dense: bool,
+    /// The most tokens for which its experts have kernels for few rows.
+    few_rows_tokens: usize,
     /// Whether the products of its experts get a bias when they are combined.
     biased: bool,
 }
@@ -241,6 +247,7 @@ impl WideLayers {
                     None => u32::from(wide_attention::has_decode(constants, kinds.attention)),
                 },
                 dense: constants.feed_forwards[kinds.feed_forward].experts == 0,
+                few_rows_tokens: constants.few_rows_tokens(kinds.feed_forward),
                 biased: constants.feed_forwards[kinds.feed_forward].bias,
             };
             layers.iter().map(shape).collect()
@@ -341,8 +348,13 @@ impl WideLayers {
         }
         launches.push(of_layer(WideKernel::RouterScores));
         launches.push(of_layer(WideKernel::TopKExperts).numbered(number));
-        launches.extend([WideKernel::SortChoices, WideKernel::GateUp].map(of_layer));
-        launches.push(of_layer(WideKernel::Down));
+        launches.push(of_layer(WideKernel::SortChoices));
+        let experts = if step.token_count as usize <= shape.few_rows_tokens {
+            [WideKernel::GateUpFew, WideKernel::DownFew]
+        } else {
+            [WideKernel::GateUp, WideKernel::Down]
+        };
+        launches.extend(experts.map(of_layer));
         let combine = of_layer(WideKernel::Combine).numbered(next);
         launches.extend((self.in_parts || shape.biased).then_some(combine));
     }
@@ -350,7 +362,8 @@ impl WideLayers {
     /// The norm before a layer, or before the head. It adds the experts' products if they have not
     /// been combined: if one rank has all of them and there is no bias.
     fn add_input_norm(&self, launches: &mut Vec<WideLaunch>, layer: u32) {
-        let products = launches.last().is_some_and(|last| last.kernel == WideKernel::Down);
+        let is_down = |kernel| matches!(kernel, WideKernel::Down | WideKernel::DownFew);
+        let products = launches.last().is_some_and(|last| is_down(last.kernel));
         let slice = (0, if products { self.hidden } else { 0 });
         let norm = WideLaunch::new(WideKernel::InputNorm, layer);
         launches.push(WideLaunch { slice, ..norm.numbered(input_norm_number(layer)) });

@@ -65,7 +65,7 @@ struct RunsShared {
 };
 template <int KIND>
 union ExpertsShared {
-  RunsShared<KIND, FEW_ROWS> few;
+  RunsShared<KIND, SOME_ROWS> some;
   RunsShared<KIND, MANY_ROWS> many;
 };
 
@@ -78,7 +78,7 @@ __device__ __forceinline__ void with_runs(ExpertsShared<KIND>& shared, const Rou
   if (routes.tokens * NETWORK.top_k > LEAST * NETWORK.experts)
     f(shared.many);
   else
-    f(shared.few);
+    f(shared.some);
 }
 
 // All threads of all CTAs.
@@ -163,7 +163,7 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
   };
   const auto pass_on = [&] {
     Stages ring(shared.gate_up);
-    work.for_each([&](const RowRun&, int, const RowGroups&) {
+    work.for_each_item([&](int) {
 #pragma unroll 1
       for (ChunkWalk<M, Order::Parts> walk; walk.has(); walk.next(Stages::CHUNKS)) ring.pass_on();
     });
@@ -176,22 +176,39 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
   });
 }
 
+// Stores a warp's products of a run of few rows, a sector of 32 bytes for each row and 16 columns:
+// the bulk copy below would take a fence and a barrier. `to` is the address of the run's first row
+// in its warpgroup's panel.
+constexpr int FEW_COLUMNS = 16;
+template <int COUNT>
+__device__ __forceinline__ void store_few(const float (&sums)[COUNT], char* to, int rows) {
+  const int lane = threadIdx.x % 32, column = threadIdx.x % WARPGROUP / 32 * 16 + lane / 4;
+  const int row = lane % 4 * 2;
+  char* own = to + row * PANEL_BYTES + product_place(row, column);
+#pragma unroll
+  for (int i = 0; i < COUNT / 4; i++)
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+      if (i * TILE_TOKENS + row + j < rows)
+        *reinterpret_cast<uint32_t*>(own + (i * TILE_TOKENS + j) * PANEL_BYTES) =
+            ptx::pack_bf16(sums[i * 4 + j], sums[i * 4 + 2 + j]);
+}
+
 // A warpgroup's products of a run in shared memory, `[rows][PANEL_COLUMNS]`, from where a bulk copy
-// takes them. Products of few rows alternate between two places, so that they do not wait for the
-// copy before them.
+// takes them. They alternate between two places of BYTES, so that they do not wait for the copy
+// before them.
 template <int BYTES>
 struct ProductStage {
-  static constexpr int NO_TURN = -1;
-  uint32_t stage;
-  int group, turn = NO_TURN;
+  uint32_t stage, turn = 0;
+  int group;
 
   template <class Memory>
   __device__ __forceinline__ explicit ProductStage(Memory& memory)
       // The shuffle shows the compiler that a warp has one value: descriptors stay in uniform
       // registers.
       : group(__shfl_sync(~0u, threadIdx.x / WARPGROUP, 0)) {
-    static_assert(sizeof(memory) >= BYTES * MANY_CONSUMER_GROUPS, "it has room for each");
-    stage = ptx::shared_address(&memory) + group * BYTES;
+    static_assert(sizeof(memory) >= 2 * BYTES * MANY_CONSUMER_GROUPS, "it has room for each");
+    stage = ptx::shared_address(&memory) + group * 2 * BYTES;
   }
 
   __device__ __forceinline__ bool copies() const { return threadIdx.x % WARPGROUP == 0; }
@@ -199,12 +216,11 @@ struct ProductStage {
   // All threads of the warpgroup: `to` is the address of the run's first row in their panel.
   template <int COUNT>
   __device__ __forceinline__ void store(const float (&sums)[COUNT], char* to, int rows) {
+    static_assert(COUNT * 2 * PANEL_BYTES <= BYTES, "a place has room for them");
     const int lane = threadIdx.x % 32, column = threadIdx.x % WARPGROUP / 32 * 16 + lane / 4;
     const int row = lane % 4 * 2;
-    constexpr bool IN_TURN = COUNT * 2 * PANEL_BYTES <= BYTES / 2;
-    if (!IN_TURN || turn == NO_TURN) wait_for_place();
-    const uint32_t place = stage + (IN_TURN && turn == 1 ? BYTES / 2 : 0);
-    turn = !IN_TURN ? NO_TURN : turn == 1 ? 0 : 1;
+    const uint32_t place = stage + turn;
+    turn = BYTES - turn;
     const uint32_t own = place + row * PANEL_BYTES + product_place(row, column);
 #pragma unroll
     for (int i = 0; i < COUNT / 4; i++)
@@ -214,22 +230,13 @@ struct ProductStage {
                                ptx::pack_bf16(sums[i * 4 + j], sums[i * 4 + 2 + j]));
     ptx::reads_before_copies();
     // The next store uses the place of the copy before, which must have been read.
-    if (IN_TURN)
-      wait_for_place();
-    else
-      ptx::sync_warpgroup(group);
+    if (copies()) ptx::wait_for_store_reads();
+    ptx::sync_warpgroup(group);
     if (copies()) ptx::bulk_store(to, place, rows * PANEL_BYTES);
   }
 
   __device__ __forceinline__ void end() const {
     if (copies()) ptx::wait_for_stores();
-  }
-
- private:
-  // Waits until all copies have read their places.
-  __device__ __forceinline__ void wait_for_place() const {
-    if (copies()) ptx::wait_for_store_reads();
-    ptx::sync_warpgroup(group);
   }
 };
 
@@ -245,7 +252,7 @@ __device__ __forceinline__ void down(RunsShared<KIND, ROWS>& shared,
   const ExpertsWork<M, AT_ONCE, decltype(shared.list)> work(shared.list);
   const auto consume = [&] {
     Stages ring(shared.down);
-    ProductStage<sizeof(shared.totals) / MANY_CONSUMER_GROUPS> stage(shared.totals);
+    ProductStage<ROWS * PANEL_BYTES> stage(shared.totals);
     const size_t stride = panel_stride<KIND>(memory.routes.tokens);
     work.for_each([&](const RowRun& run, int row, const RowGroups& groups) {
       with_run_columns<ROWS>(run.count, [&](auto columns) {
@@ -260,11 +267,13 @@ __device__ __forceinline__ void down(RunsShared<KIND, ROWS>& shared,
                 multiply(StageWeights<M, Stages>(ring));
               });
           const int panel = group * MANY_CONSUMER_GROUPS + stage.group;
-          if (panel * PANEL_COLUMNS < HIDDEN)
-            stage.store(sums,
-                        at<char>(memory.products) + panel * stride +
-                            size_t{1} * row * PANEL_BYTES,
-                        run.count);
+          if (panel * PANEL_COLUMNS < HIDDEN) {
+            char* to = at<char>(memory.products) + panel * stride + size_t{1} * row * PANEL_BYTES;
+            if constexpr (COLUMNS <= FEW_COLUMNS)
+              store_few(sums, to, run.count);
+            else
+              stage.store(sums, to, run.count);
+          }
         }
       });
     });

@@ -12,20 +12,25 @@ namespace kilotok::wide {
 // be copied twice as often, and there would be too few warps to hide latencies.
 using ExpertsCta = CtaShape<MANY_CONSUMER_GROUPS>;
 
-// Runs of up to ROWS rows: 64, or 96 where experts have more, so that their weights are decoded
-// less often.
-constexpr int FEW_ROWS = 64, MANY_ROWS = 96;
+// Runs of up to ROWS rows: 32 where experts have few, so that the ring has room for more weights;
+// 96 where they have many, so that weights are decoded less often; otherwise 64.
+constexpr int FEW_ROWS = 32, SOME_ROWS = 64, MANY_ROWS = 96;
 template <int ROWS>
 struct Runs {
   // The columns of B that a run takes, by size class, the widest first.
-  static constexpr int SIZES = ROWS == MANY_ROWS ? 5 : 6;
+  static constexpr int SIZES = ROWS == MANY_ROWS ? 5 : 4;
   static __host__ __device__ constexpr int width(int size) {
-    constexpr int MANY[] = {96, 80, 64, 48, 32}, FEW[] = {64, 48, 32, 24, 16, 8};
-    return size >= SIZES ? 0 : ROWS == MANY_ROWS ? MANY[size] : FEW[size];
+    constexpr int WIDTHS[] = {96, 80, 64, 48, 32, 24, 16, 8};
+    constexpr int FIRST = ROWS == MANY_ROWS ? 0 : ROWS == SOME_ROWS ? 2 : 4;
+    return size >= SIZES ? 0 : WIDTHS[FIRST + size];
   }
   using Totals = wide::Totals<ROWS / TILE_TOKENS * ExpertsCta::CONSUMERS>;
   // Shared memory for the ring, beside totals and the list of runs.
-  static constexpr int RING_BYTES = (ROWS == MANY_ROWS ? 120 : 153) << 10;
+  static constexpr int RING_BYTES =
+      (ROWS == MANY_ROWS ? 120 : ROWS == SOME_ROWS ? 153 : 185) << 10;
+  // The most chunks of a stage of `down`. With four, a row group of 256 columns is one stage, which
+  // has fewer waits, but two stages must fit.
+  static constexpr int DOWN_CHUNKS = ROWS == FEW_ROWS ? 4 : 2;
 };
 
 // The ring of tokens and weights for an expert's matrix. The chunks of a stage are multiplied
@@ -54,7 +59,8 @@ template <class M, int ROWS>
 using GateUpRing = RunRing<ROWS, ChunkWalk<M, Order::Parts>::INNER,
                            ROWS == MANY_ROWS ? 0 : STAGE_WEIGHTS<M>, 4>;
 template <class M, int ROWS>
-using DownRing = RunRing<ROWS, ChunkWalk<M, Order::Chain>::INNER, STAGE_WEIGHTS<M>, 2>;
+using DownRing = RunRing<ROWS, ChunkWalk<M, Order::Chain>::INNER, STAGE_WEIGHTS<M>,
+                         Runs<ROWS>::DOWN_CHUNKS>;
 
 // Calls `f` with the number of columns of B that `rows` rows take, as a constant.
 template <int ROWS, int SIZE = Runs<ROWS>::SIZES - 1, class F>
@@ -118,20 +124,25 @@ struct RunList {
     return sum;
   }
 
+  // All lanes of a warp.
   __device__ __forceinline__ RowRun run(int index) const {
     uint32_t i = index;
     int size = 0;
     while (i >= before[size][EXPERTS]) i -= before[size++][EXPERTS];
     // The last expert that has no more than `i` runs before it.
-    int low = 0, high = EXPERTS;
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (before[size][middle] <= i ? low : high) = middle;
-    }
-    const int count = counts[low];
+    constexpr int STEP = ceil_div(EXPERTS, 32);
+    static_assert(STEP <= 32, "two ballots find an expert");
+    const int lane = threadIdx.x % 32;
+    const auto last = [&](bool in_range, int expert) {
+      const bool is = in_range && expert < EXPERTS && before[size][smaller(expert, EXPERTS)] <= i;
+      return __popc(__ballot_sync(~0u, is)) - 1;
+    };
+    const int first_expert = last(true, lane * STEP) * STEP;
+    const int expert = first_expert + last(lane < STEP, first_expert + lane);
+    const int count = counts[expert];
     const int first =
-        size == 0 ? static_cast<int>(i - before[0][low]) * ROWS : count / ROWS * ROWS;
-    return {low, first, smaller(count - first, ROWS)};
+        size == 0 ? static_cast<int>(i - before[0][expert]) * ROWS : count / ROWS * ROWS;
+    return {expert, first, smaller(count - first, ROWS)};
   }
 };
 
@@ -152,15 +163,20 @@ struct ExpertsWork {
     return {first, smaller(first + AT_ONCE, ROW_GROUPS)};
   }
 
-  // Calls `f(run, its first row, row groups)` for each item of a CTA.
+  // Calls `f(item)` for each item of a CTA.
   template <class F>
-  __device__ __forceinline__ void for_each(F f) const {
+  __device__ __forceinline__ void for_each_item(F f) const {
     const int end = count();
 #pragma unroll 1
-    for (int item = ptx::cta_index(); item < end; item += GRID) {
+    for (int item = ptx::cta_index(); item < end; item += GRID) f(item);
+  }
+  // All lanes of a warp: calls `f(run, its first row, row groups)` for each item of a CTA.
+  template <class F>
+  __device__ __forceinline__ void for_each(F f) const {
+    for_each_item([&](int item) {
       const RowRun own = run(item);
       f(own, static_cast<int>(list.first_rows[own.expert]) + own.first, groups(item));
-    }
+    });
   }
 };
 
@@ -325,6 +341,7 @@ struct WarpWeights {
   }
   __device__ __forceinline__ void copy(const Stages& ring, int stage) {
     if (item < work.count()) {
+      const char* const chunks = from + walk.offset();
 #pragma unroll
       for (int i = 0; i < Stages::CHUNKS; i++) {
         const uint32_t to = ring.weights_of(stage, i) + threadIdx.x / 32 * M::CHUNK_BYTES +
@@ -332,7 +349,7 @@ struct WarpWeights {
 #pragma unroll
         for (int first = 0; first < M::CHUNK_BYTES; first += 32 * 16)
           if (first + static_cast<int>(threadIdx.x) % 32 * 16 < M::CHUNK_BYTES)
-            ptx::copy_later(to + first, from + walk.at(i).offset() + first);
+            ptx::copy_later(to + first, chunks + (i * M::STEP_BYTES + first));
       }
       walk.next(Stages::CHUNKS);
       if (!walk.has()) {
@@ -398,8 +415,7 @@ __device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
                                                 WithWeights with_weights) {
   using Walk = ChunkWalk<M, ORDER>;
   using Multiply = Products<M::FORMAT, COLUMNS, SLOTS>;
-  // Not where tokens are bulk copies: loads would have to be complete before the next copy.
-  constexpr bool WITH_MMA = COLUMNS == TILE_TOKENS && Walk::BY_PART;
+  constexpr bool WITH_MMA = COLUMNS == TILE_TOKENS;
   // A chain is one loop: with a second one around it the compiler spills sums.
   constexpr int OUTER = Walk::BY_PART ? Walk::OUTER : 1;
   constexpr int INNER = Walk::OUTER * Walk::INNER / OUTER;

@@ -96,6 +96,7 @@ constexpr size_t VALUE_PAGE[] = {8192, 8192, 8192};
 constexpr size_t ROUTER[] = {0, 24576, 0};
 constexpr size_t GATE_UP[] = {1671168, 208896, 1179648};
 constexpr size_t DOWN[] = {626688, 156672, 589824};
+constexpr size_t WIDE_FEW_ROWS[] = {0, 48, 0};
 
 }  // namespace planned
 

@@ -84,6 +84,7 @@ constexpr size_t VALUE_PAGE[] = {16384, 16384};
 constexpr size_t ROUTER[] = {184320};
 constexpr size_t GATE_UP[] = {9400320};
 constexpr size_t DOWN[] = {4700160};
+constexpr size_t WIDE_FEW_ROWS[] = {192};
 
 }  // namespace planned
 

@@ -80,6 +80,7 @@ constexpr size_t VALUE_PAGE[] = {16384};
 constexpr size_t ROUTER[] = {524288};
 constexpr size_t GATE_UP[] = {3760128};
 constexpr size_t DOWN[] = {1671168};
+constexpr size_t WIDE_FEW_ROWS[] = {384};
 
 }  // namespace planned
 

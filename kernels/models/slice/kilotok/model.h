@@ -96,6 +96,7 @@ constexpr size_t VALUE_PAGE[] = {4096, 4096, 4096};
 constexpr size_t ROUTER[] = {0, 9437184, 0};
 constexpr size_t GATE_UP[] = {26738688, 1671168, 50331648};
 constexpr size_t DOWN[] = {13369344, 835584, 25165824};
+constexpr size_t WIDE_FEW_ROWS[] = {0, 1152, 0};
 
 }  // namespace planned
 

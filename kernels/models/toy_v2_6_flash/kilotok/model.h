@@ -96,6 +96,7 @@ constexpr size_t VALUE_PAGE[] = {2048, 4096, 4096};
 constexpr size_t ROUTER[] = {0, 4096, 0};
 constexpr size_t GATE_UP[] = {835584, 208896, 786432};
 constexpr size_t DOWN[] = {104448, 52224, 196608};
+constexpr size_t WIDE_FEW_ROWS[] = {0, 96, 0};
 
 }  // namespace planned
 
