@@ -2,8 +2,8 @@
 //! replies. Without a suitable GPU every test says so and passes.
 //!
 //! The binary finds everything that it needs by itself, so a binary built elsewhere can be copied
-//! to a machine with a GPU, a driver and NVRTC. Run it there with `--test-threads=1`, because every
-//! engine needs the whole GPU.
+//! to a machine with a GPU, a driver and NVRTC. Its tests take turns there, because every engine
+//! needs the whole GPU.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -48,7 +48,7 @@ use kilotok_engine::Engine;
 use kilotok_model::{Knobs, ModelSpec};
 use kilotok_testkit::host::{Host, How, Request};
 use kilotok_testkit::toy::{Files, steady_prompt};
-use kilotok_testkit::{Toy, conformance};
+use kilotok_testkit::{Toy, conformance, take_turn};
 use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 
 conformance!(cuda_flash, || cuda(&FLASH, 1), absent(1));
@@ -148,13 +148,20 @@ fn toolchain() -> Toolchain {
     Toolchain { cache: Some(cache), prefixes: Vec::new() }
 }
 
-/// The reason why this many ranks cannot run here, if they cannot.
+/// The reason why this many ranks cannot run here, if they cannot. Otherwise the GPUs are the
+/// calling thread's until it ends.
 fn absent(rank_count: usize) -> Option<String> {
     // `Found` holds the GPUs' contexts. Creating those of eight GPUs takes seconds, so tests share
     // them.
     static FOUND: Mutex<BTreeMap<usize, Result<Found, String>>> = Mutex::new(BTreeMap::new());
     let mut found = FOUND.lock().unwrap();
-    found.entry(rank_count).or_insert_with(|| look(rank_count)).as_ref().err().cloned()
+    let reason =
+        found.entry(rank_count).or_insert_with(|| look(rank_count)).as_ref().err().cloned();
+    drop(found);
+    if reason.is_none() {
+        take_turn();
+    }
+    reason
 }
 
 fn look(rank_count: usize) -> Result<Found, String> {

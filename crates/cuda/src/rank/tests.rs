@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use kilotok_engine::{Engine, EngineError, StepPlan};
 use kilotok_model::Knobs;
-use kilotok_testkit::Toy;
 use kilotok_testkit::host::{Host, HostError, How, Request};
 use kilotok_testkit::process::alone;
 use kilotok_testkit::toy::Files;
+use kilotok_testkit::{Toy, take_turn};
 use kilotok_weights::{Checkpoint, Quiet};
 
 use super::*;
@@ -38,10 +38,17 @@ fn options(rank_count: usize) -> CudaOptions {
     }
 }
 
-/// Whether `rank_count` ranks cannot run here; prints why.
+/// Whether `rank_count` ranks cannot run here; prints why. Otherwise the GPUs are the calling
+/// thread's until it ends.
 pub(crate) fn absent(rank_count: usize) -> bool {
-    let found = Found::look(rank_count, &options(rank_count).toolchain);
-    found.inspect_err(|reason| println!("skipped from {rank_count} ranks on: {reason}")).is_err()
+    match Found::look(rank_count, &options(rank_count).toolchain) {
+        Ok(_) => take_turn(),
+        Err(reason) => {
+            println!("skipped from {rank_count} ranks on: {reason}");
+            return true;
+        }
+    }
+    false
 }
 
 pub(crate) fn engine(rank_count: usize) -> CudaEngine {

@@ -415,7 +415,9 @@ __device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
                                                 WithWeights with_weights) {
   using Walk = ChunkWalk<M, ORDER>;
   using Multiply = Products<M::FORMAT, COLUMNS, SLOTS>;
-  constexpr bool WITH_MMA = COLUMNS == TILE_TOKENS;
+  // Not where tokens are bulk copies: each thread would need a fence before it releases them, which
+  // waits for its loads.
+  constexpr bool WITH_MMA = COLUMNS == TILE_TOKENS && Walk::BY_PART;
   // A chain is one loop: with a second one around it the compiler spills sums.
   constexpr int OUTER = Walk::BY_PART ? Walk::OUTER : 1;
   constexpr int INNER = Walk::OUTER * Walk::INNER / OUTER;
