@@ -53,8 +53,8 @@ const LOGITS_ALIGNMENT: usize = 16;
 /// F32 values in a cache line.
 const LINE_VALUES: usize = 32;
 /// In the wide pass experts have few rows if they have at most this many on average. With more, too
-/// many would have two runs of the `FEW_ROWS` of `wide/runs.cuh`, which read weights twice.
-const FEW_ROWS: usize = 24;
+/// many would have two runs, of the `FEW_ROWS` rows of `wide/runs.cuh`, which read weights twice.
+const FEW_ROWS_MEAN: usize = 24;
 pub(crate) const F32: usize = size_of::<f32>();
 pub(crate) const BF16: usize = 2;
 
@@ -244,7 +244,7 @@ impl Constants {
     /// The most tokens of a wide step whose experts have few rows; 0 for a dense network.
     pub(crate) fn few_rows_tokens(&self, kind: usize) -> usize {
         let kind = &self.feed_forwards[kind];
-        FEW_ROWS * kind.experts / kind.top_k.max(1)
+        FEW_ROWS_MEAN * kind.experts / kind.top_k.max(1)
     }
 
     /// The number of networks of a kind: its experts, or 1 for a dense one.
